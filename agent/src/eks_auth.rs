@@ -1,0 +1,61 @@
+//! EKS Auth: exchanging a pod's token for its role's credentials.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use secrecy::SecretString;
+
+use crate::clock::UnixTime;
+
+/// What `AssumeRoleForPodIdentity` answered.
+#[derive(Debug)]
+pub struct Assumed {
+    pub namespace: String,
+    pub service_account: String,
+    pub audience: String,
+    pub association_id: String,
+    /// `arn:aws:sts::<account>:assumed-role/<role>/<session>`
+    pub session_arn: String,
+    pub access_key_id: String,
+    pub secret_access_key: SecretString,
+    pub session_token: SecretString,
+    pub expiration: UnixTime,
+}
+
+/// Why a call gave no credentials. Shared by everybody who waited for it, hence cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// EKS Auth's final word about this token or this association.
+    Refused(Refusal),
+    /// EKS Auth asks for fewer calls.
+    Throttled { message: Arc<str> },
+    /// No usable answer: 5xx, timeout, network, an unreadable answer, or the agent has no valid credentials of its own.
+    Unavailable { message: Arc<str> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// The HTTP status that EKS Auth sent, passed on to the pod.
+    pub status: u16,
+    /// EKS Auth's own code, such as `AccessDeniedException`, passed on to the pod.
+    pub code: Arc<str>,
+    pub message: Arc<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalKind {
+    /// No association for this service account.
+    ResourceNotFound,
+    /// The role's trust policy, or the agent's own permission.
+    AccessDenied,
+    InvalidToken,
+    ExpiredToken,
+    /// InvalidRequest, InvalidParameter, or a client error that is not modelled.
+    Invalid,
+}
+
+/// The one upstream call, as a trait so that the cache can be tested against scripted answers.
+pub trait EksAuth: Send + Sync + 'static {
+    fn assume_role_for_pod_identity(&self, token: SecretString) -> BoxFuture<'static, Result<Assumed, Failure>>;
+}

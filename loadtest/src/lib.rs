@@ -1,0 +1,1 @@
+//! What podcred is tested against.
