@@ -90,11 +90,11 @@ fn yes() -> bool {
     true
 }
 
-fn rotate(app: &App, rotation: Rotation) -> Result<Value, Refusal> {
+fn rotate(app: &App, Rotation { publish, retire_old }: Rotation) -> Result<Value, Refusal> {
     let key =
         SigningKey::generate().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let kid = key.kid.clone();
-    app.state().keys.rotate(key, rotation.publish, rotation.retire_old);
+    app.state().keys.rotate(key, publish, retire_old);
     Ok(json!({ "kid": kid }))
 }
 
