@@ -205,8 +205,14 @@ impl SimulatedEks {
     }
 
     /// Changes settings, for requests from now on; a request that hangs in an outage goes on when that ends.
+    ///
+    /// # Panics
+    /// Where [`Settings::check`] refuses what `change` makes of them.
     pub fn settings(&self, change: impl FnOnce(&mut Settings)) {
-        self.app.settings.send_modify(change);
+        self.app.settings.send_modify(|settings| {
+            change(settings);
+            settings.check().unwrap_or_else(|why| panic!("{why}"));
+        });
     }
 
     /// # Panics

@@ -1,6 +1,6 @@
 //! The simulated EKS as a process: see `loadtest::eks` for what it serves.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Simulates EKS: OIDC issuer, EKS Auth, pod identity associations, STS, and a control API under /control.
 ///
-/// Prints one line of JSON when it is ready, logs to stderr by RUST_LOG-like levels, ends on SIGTERM or SIGINT.
+/// Prints one line of JSON when it is ready, logs to stderr, ends on SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
 #[command(name = "simulated-eks", version)]
 struct Arguments {
@@ -50,7 +50,11 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(arguments.log_level).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(arguments.log_level)
+        .init();
     // Before the ready line: whoever reads it may send a signal at once.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 

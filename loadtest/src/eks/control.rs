@@ -90,11 +90,11 @@ fn yes() -> bool {
     true
 }
 
-fn rotate(app: &App, rotation: Rotation) -> Result<Value, Refusal> {
+fn rotate(app: &App, Rotation { publish, retire_old }: Rotation) -> Result<Value, Refusal> {
     let key =
         SigningKey::generate().map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let kid = key.kid.clone();
-    app.state().keys.rotate(key, rotation.publish, rotation.retire_old);
+    app.state().keys.rotate(key, publish, retire_old);
     Ok(json!({ "kid": kid }))
 }
 
@@ -144,7 +144,8 @@ struct NodeCredentials {
 }
 
 fn put_node_credentials(app: &App, new: NodeCredentials) -> Result<Value, Refusal> {
-    let expiry = new.expires_in_seconds.map(|seconds| clock::wall() + Duration::from_secs(seconds));
+    let expiry =
+        new.expires_in_seconds.and_then(|seconds| clock::wall().checked_add(Duration::from_secs(seconds)));
     let access_key_id = new.access_key_id.clone();
     let credentials = Credentials::new(
         new.access_key_id,

@@ -63,7 +63,6 @@ pub(super) fn reply(status: StatusCode, content_type: &'static str, body: impl I
 /// The modelled errors of EKS Auth and of EKS's associations API, by their names on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[value(rename_all = "PascalCase")]
-#[expect(clippy::enum_variant_names, reason = "AWS's own names")]
 pub enum ErrorCode {
     ThrottlingException,
     InternalServerException,

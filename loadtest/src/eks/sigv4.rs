@@ -214,3 +214,6 @@ fn amz_date(text: &str) -> Option<SystemTime> {
     let spelled = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
     DateTime::from_str(&spelled, Format::DateTime).ok()?.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests;

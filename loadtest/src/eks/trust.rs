@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 mod condition;
 
@@ -65,25 +67,27 @@ struct NamedPrincipals {
     _federated: OneOrMany<String>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, expecting = "one value or a list of values of the right kind")]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
-}
+/// IAM takes a list of one without its brackets.
+#[derive(Clone, Debug)]
+struct OneOrMany<T>(Vec<T>);
 
 impl<T> Default for OneOrMany<T> {
     fn default() -> Self {
-        OneOrMany::Many(Vec::new())
+        OneOrMany(Vec::new())
     }
 }
 
-impl<T> OneOrMany<T> {
-    fn as_slice(&self) -> &[T] {
-        match self {
-            OneOrMany::One(one) => std::slice::from_ref(one),
-            OneOrMany::Many(many) => many,
-        }
+/// By hand, because serde's untagged enums do not tell what was wrong inside.
+impl<'de, T: DeserializeOwned> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = match Value::deserialize(deserializer)? {
+            Value::Array(many) => many,
+            one @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => {
+                vec![one]
+            }
+        };
+        let read: Result<Vec<T>, _> = values.into_iter().map(serde_json::from_value).collect();
+        read.map(OneOrMany).map_err(D::Error::custom)
     }
 }
 
@@ -106,7 +110,7 @@ pub(super) struct Attempt<'a> {
 
 impl TrustPolicy {
     /// Reads a policy document; the error says what in it cannot be used.
-    pub(super) fn parse(document: serde_json::Value) -> Result<TrustPolicy, String> {
+    pub(super) fn parse(document: Value) -> Result<TrustPolicy, String> {
         serde_json::from_value(document).map_err(|error| format!("the trust policy cannot be used: {error}"))
     }
 
@@ -116,7 +120,7 @@ impl TrustPolicy {
     }
 
     fn allows(&self, action: &str, attempt: &Attempt<'_>) -> bool {
-        let mut matching = self.statement.as_slice().iter().filter(|s| s.matches(action, attempt)).peekable();
+        let mut matching = self.statement.0.iter().filter(|s| s.matches(action, attempt)).peekable();
         matching.peek().is_some() && matching.all(|statement| statement.effect == Effect::Allow)
     }
 }
@@ -124,7 +128,7 @@ impl TrustPolicy {
 impl Statement {
     fn matches(&self, action: &str, attempt: &Attempt<'_>) -> bool {
         let action = action.to_ascii_lowercase();
-        self.action.as_slice().iter().any(|pattern| glob(&pattern.to_ascii_lowercase(), &action))
+        self.action.0.iter().any(|pattern| glob(&pattern.to_ascii_lowercase(), &action))
             && self.principal.includes(attempt.principal)
             && self.condition.hold(&attempt.context)
     }
@@ -135,11 +139,11 @@ impl Principals {
         match (self, principal) {
             (Principals::Anyone(Star::Star), _) => true,
             (Principals::Named(named), Principal::Service(name)) => {
-                named.service.as_slice().iter().any(|allowed| allowed == name)
+                named.service.0.iter().any(|allowed| allowed == name)
             }
             (Principals::Named(named), Principal::Role(arn)) => {
                 let account = arn.split(':').nth(4).unwrap_or_default();
-                named.aws.as_slice().iter().any(|allowed| {
+                named.aws.0.iter().any(|allowed| {
                     allowed == "*"
                         || allowed == arn
                         || allowed == account

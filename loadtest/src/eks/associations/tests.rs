@@ -133,7 +133,7 @@ fn a_change_reaches_eks_auth_after_the_delay_and_in_order() {
     let change = AssociationChange { role_arn: Some(other.clone()), ..AssociationChange::default() };
     let later = Moment { mono: slow.mono + Duration::from_secs(20), ..slow };
     store.update(&id, change, later).unwrap();
-    assert_eq!((seen(&store, 29), seen(&store, 30)), (Some(ROLE.to_owned()), Some(other.clone())));
+    assert_eq!((seen(&store, 29), seen(&store, 30)), (Some(ROLE.to_owned()), Some(other)));
 
     let fast = Moment { mono: slow.mono + Duration::from_secs(21), delay: Duration::ZERO, ..slow };
     store.delete(&id, fast).unwrap();

@@ -40,7 +40,7 @@ impl Condition {
             // A key that is not there fails every comparison, and so passes its negation.
             None => self.if_exists || self.negated,
             Some(actual) => {
-                let equal = self.values.as_slice().iter().any(|value| self.comparison.holds(value, actual));
+                let equal = self.values.0.iter().any(|value| self.comparison.holds(value, actual));
                 equal != self.negated
             }
         }
@@ -92,7 +92,7 @@ impl TryFrom<BTreeMap<String, BTreeMap<String, OneOrMany<String>>>> for Conditio
                 }
             };
             for (key, values) in keys {
-                if let Some(value) = values.as_slice().iter().find(|value| value.contains("${")) {
+                if let Some(value) = values.0.iter().find(|value| value.contains("${")) {
                     return Err(format!("policy variables are not simulated: {value}"));
                 }
                 conditions.push(Condition {

@@ -16,9 +16,8 @@ fn statement(change: Value) -> Value {
         "Principal": { "Service": "pods.eks.amazonaws.com" },
         "Action": ["sts:AssumeRole", "sts:TagSession"],
     });
-    for (key, value) in change.as_object().unwrap() {
-        statement[key] = value.clone();
-    }
+    let Value::Object(change) = change else { panic!("a change is an object") };
+    statement.as_object_mut().unwrap().extend(change);
     statement
 }
 
