@@ -16,7 +16,7 @@
 //! | `GET /control/settings` | → all of [`Settings`], in camelCase |
 //! | `PATCH /control/settings` | the fields to change → all of them |
 //! | `GET /control/calls` | → the EKS Auth calls, oldest first: a list of [`Call`] |
-//! | `GET /control/counts` | → [`Counts`]: `{total, byRole: {"ns/sa": n}, byResult: {"OK": n}, issuerKeyFetches}` |
+//! | `GET /control/counts` | → [`Counts`]: `{total, byRole: {"ns/sa": n}, byResult: {"OK": n}, issuerKeyFetches, inFlight}` |
 //! | `POST /control/calls/reset` | → `{}`; forgets calls and counts |
 //! | `POST /control/tokens` | [`PodToken`] `{namespace, serviceAccount, podName, serviceAccountUid?, podUid?, nodeName?, audience?, expirationSeconds?, claimOverrides?: {"/json/pointer": value or null}, headerOverrides?: {name: value or null}, foreignKey?}` → [`Minted`] `{token, expirationTimestamp, expires, tokenId, podUid, serviceAccountUid}` |
 //! | `POST /control/keys/rotate` | `{publish?: true, retireOld?: false}` → `{kid}`; a new key signs from now on |
@@ -254,7 +254,7 @@ impl SimulatedEks {
         Ok(())
     }
 
-    /// The EKS Auth calls so far, oldest first.
+    /// The EKS Auth calls that were answered so far, oldest first.
     pub fn calls(&self) -> Vec<Call> {
         self.app.state().calls.calls()
     }
@@ -264,7 +264,7 @@ impl SimulatedEks {
     }
 
     pub fn reset_calls(&self) {
-        self.app.state().calls = calls::CallLog::default();
+        self.app.state().calls.reset();
     }
 
     /// A new key signs from now on; `publish` shows it, `retire_old` hides all older ones. Gives its id.

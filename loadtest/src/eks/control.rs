@@ -38,7 +38,7 @@ fn respond(app: &App, path: &[&str], request: &Received) -> Result<Value, Refusa
         (&Method::GET, ["calls"]) => to_json(app.state().calls.calls()),
         (&Method::GET, ["counts"]) => to_json(app.state().calls.counts()),
         (&Method::POST, ["calls", "reset"]) => {
-            app.state().calls = Default::default();
+            app.state().calls.reset();
             Ok(json!({}))
         }
         (&Method::POST, ["tokens"]) => to_json(app.mint(read::<PodToken>(body)?).map_err(bad)?),
