@@ -1,5 +1,6 @@
 //! podcred: credentials for the pods of one EKS node.
 
+pub mod admin;
 pub mod authenticate;
 pub mod claims;
 pub mod clock;

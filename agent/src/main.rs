@@ -1,5 +1,6 @@
 use std::process::ExitCode;
 
+use podcred::admin::control;
 use podcred::config::{Cli, Command};
 use podcred::{link, logging};
 
@@ -15,8 +16,12 @@ fn main() -> ExitCode {
                 Err(e) => Err(e.to_string()),
             }
         }
-        Command::Flush(_) => Ok(()),
-        Command::Version => Ok(()),
+        Command::Flush(config) => control::flush(&config.control_socket, config.service_account.as_ref())
+            .map(|answer| println!("{answer}")),
+        Command::Version => {
+            println!("podcred {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
