@@ -88,14 +88,18 @@ fn names<E: ValueEnum + 'static>() -> impl Iterator<Item = PossibleValue> {
 }
 
 fn error(cmd: &Command, arg: Option<&Arg>, value: &OsStr, source: ValueSource, problem: &str) -> Error {
-    let flag = arg.and_then(Arg::get_long).map_or_else(|| "argument".to_owned(), |long| format!("--{long}"));
+    let positional = || arg.and_then(Arg::get_value_names).map_or("argument", |names| names[0].as_str());
+    let flag = match arg.and_then(Arg::get_long) {
+        Some(long) => format!("--{long}"),
+        None => positional().to_owned(),
+    };
     let origin = match arg.and_then(Arg::get_env) {
         Some(name) if source == ValueSource::EnvVariable => {
             format!(" (from the environment variable {})", name.to_string_lossy())
         }
         _ => String::new(),
     };
-    let message = format!("{flag}{origin}: {:?} {problem}", without_userinfo(&value.to_string_lossy()));
+    let message = format!("{flag}{origin}: {:?} {problem}\n", without_userinfo(&value.to_string_lossy()));
     Error::raw(ErrorKind::ValueValidation, message).with_cmd(cmd)
 }
 
