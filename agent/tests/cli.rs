@@ -49,6 +49,12 @@ fn a_bad_value_from_the_environment_is_refused_with_the_variables_name() {
 }
 
 #[test]
+fn a_service_link_of_kubernetes_is_recognised_as_one() {
+    let problem = refused(&["-c", "c"], &[("PODCRED_METRICS_PORT", "tcp://10.100.0.7:2705")]);
+    assert!(problem.contains("PODCRED_METRICS_PORT") && problem.contains("enableServiceLinks"), "{problem}");
+}
+
+#[test]
 fn a_flag_goes_before_its_environment_variable() {
     let problem = refused(&["-c", "c", "--port", "flag"], &[("PODCRED_PORT", "variable")]);
     assert!(problem.contains("\"flag\"") && !problem.contains("variable"), "{problem}");

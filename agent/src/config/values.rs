@@ -133,6 +133,12 @@ pub(super) fn identifier(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {
+    // The kubelet gives every pod PODCRED_METRICS_PORT=tcp://… where its namespace has a Service named podcred-metrics.
+    if text.starts_with("tcp://") {
+        return Err("is what Kubernetes sets for a Service of that name: set enableServiceLinks: false in the agent's \
+                    pod spec, or rename the Service"
+            .to_owned());
+    }
     text.parse().map_err(|_| "is not a port: 1 to 65535, or 0 for any free port".to_owned())
 }
 
