@@ -35,23 +35,30 @@ struct Bound {
 /// Serves until `cancel`led. An error is something that must be mended before the agent can run at all.
 pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), String> {
     let clock = Clock::default();
-    let metrics =
-        Arc::new(Metrics::new(Registry::new()).map_err(|error| format!("metrics cannot be registered: {error}"))?);
+    let metrics = Arc::new(
+        Metrics::new(Registry::new()).map_err(|error| format!("metrics cannot be registered: {error}"))?,
+    );
     // Listening comes first: what connects from here on waits in the backlog instead of being refused, and Java's
     // six attempts at a closed port are over in 29 ms.
     let bound = bind(&config, &metrics)?;
     let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes = server::listen(probes).map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
+    let probes =
+        server::listen(probes).map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
     let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes =
-        server::listen(scrapes).map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
+    let scrapes = server::listen(scrapes)
+        .map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
     let control = ControlListener::bind(&config.control_socket).await;
 
     let issuer = match &config.issuer {
         Some(issuer) => issuer.clone(),
         None => issuer_from_token_file(&config.token_file)?,
     };
-    let keys = Arc::new(Keys::connect(KeySource::new(&issuer, config.jwks_url.as_deref())?)?);
+    let source = match &config.jwks_url {
+        Some(url) => KeySource::at(url)?,
+        None => KeySource::of_issuer(&issuer)?,
+    };
+    let http = source.client()?;
+    let keys = Arc::new(Keys::new(source, http));
     let eks_auth = EksAuthClient::connect(&ClientConfig {
         cluster_name: config.cluster_name.clone(),
         endpoint: config.endpoint.clone(),
@@ -103,7 +110,12 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     }
     {
         let service = Arc::clone(&service);
-        background.spawn(serve_metrics(scrapes, move || scrape(&service, &keys), METRICS_CONNECTIONS, cancel.clone()));
+        background.spawn(serve_metrics(
+            scrapes,
+            move || scrape(&service, &keys),
+            METRICS_CONNECTIONS,
+            cancel.clone(),
+        ));
     }
     match control {
         Ok(control) => {
@@ -194,14 +206,12 @@ fn readiness(keys: &Keys, skipped: &[String], control: Option<&str>, verify: Ver
 
 fn scrape(service: &Service, keys: &Keys) -> String {
     let now = service.clock.now();
-    let fetches = keys.fetches();
     let snapshot = Snapshot {
         census: service.credentials.census(now),
         tokens_verified: service.authenticator.tokens_verified(),
         jwks_keys: keys.count(),
         jwks_age: keys.age_at(now),
-        jwks_fetches_ok: fetches.ok,
-        jwks_fetches_failed: fetches.failed,
+        jwks_fetches: keys.fetches(),
     };
     service.metrics.render(&snapshot).unwrap_or_else(|error| {
         tracing::error!(event = "metrics_failed", %error, "the metrics cannot be written");

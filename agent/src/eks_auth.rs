@@ -1,10 +1,17 @@
 //! EKS Auth: exchanging a pod's token for its role's credentials.
 
+mod client;
+mod failure;
+mod rotation;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
+pub use self::client::{ClientConfig, EksAuthClient};
 use crate::clock::UnixTime;
 
 /// What `AssumeRoleForPodIdentity` answered.
@@ -106,5 +113,8 @@ impl RefusalKind {
 
 /// The one upstream call, as a trait so that the cache can be tested against scripted answers.
 pub trait EksAuth: Send + Sync + 'static {
-    fn assume_role_for_pod_identity(&self, token: SecretString) -> BoxFuture<'static, Result<Assumed, Failure>>;
+    fn assume_role_for_pod_identity(
+        &self,
+        token: SecretString,
+    ) -> BoxFuture<'static, Result<Assumed, Failure>>;
 }

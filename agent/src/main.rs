@@ -35,8 +35,10 @@ fn server(config: ServerConfig) -> Result<(), String> {
     let runtime = runtime(Builder::new_multi_thread().worker_threads(config.workers))?;
     runtime.block_on(async {
         let cancel = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM cannot be handled: {e}"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| format!("SIGINT cannot be handled: {e}"))?;
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM cannot be handled: {e}"))?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).map_err(|e| format!("SIGINT cannot be handled: {e}"))?;
         tokio::spawn({
             let cancel = cancel.clone();
             async move {

@@ -10,6 +10,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::authenticate::keys::FetchCounts;
 use crate::credentials::{Census, Purpose, ServedFrom};
 use crate::eks_auth::Failure;
 use crate::reject::Rejection;
@@ -51,14 +52,13 @@ pub struct Metrics {
 }
 
 /// What is counted or known elsewhere, read when Prometheus asks.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     pub census: Census,
     pub tokens_verified: u64,
     pub jwks_keys: usize,
     pub jwks_age: Option<Duration>,
-    pub jwks_fetches_ok: u64,
-    pub jwks_fetches_failed: u64,
+    pub jwks_fetches: FetchCounts,
 }
 
 /// One connection, counted as long as it is held.
@@ -277,8 +277,8 @@ impl Metrics {
         self.jwks_keys.set(whole(snapshot.jwks_keys as u64));
         self.jwks_age.set(seconds_or_none(snapshot.jwks_age));
         catch_up(&self.tokens_verified, snapshot.tokens_verified);
-        catch_up(&self.jwks_fetches.with_label_values(&["ok"]), snapshot.jwks_fetches_ok);
-        catch_up(&self.jwks_fetches.with_label_values(&["failed"]), snapshot.jwks_fetches_failed);
+        catch_up(&self.jwks_fetches.with_label_values(&["ok"]), snapshot.jwks_fetches.ok);
+        catch_up(&self.jwks_fetches.with_label_values(&["failed"]), snapshot.jwks_fetches.failed);
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }

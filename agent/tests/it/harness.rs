@@ -12,43 +12,43 @@ use loadtest::eks::{Config, Minted, PodToken, SimulatedEks};
 use reqwest::header::AUTHORIZATION;
 use serde_json::Value;
 
-pub const ROLE: &str = "arn:aws:iam::111122223333:role/app";
+pub(crate) const ROLE: &str = "arn:aws:iam::111122223333:role/app";
 /// Nothing here takes this long unless it is broken.
-pub const BROKEN: Duration = Duration::from_secs(30);
+pub(crate) const BROKEN: Duration = Duration::from_secs(30);
 
-pub struct Node {
-    pub eks: SimulatedEks,
-    pub agent: Agent,
+pub(crate) struct Node {
+    pub(crate) eks: SimulatedEks,
+    pub(crate) agent: Agent,
 }
 
 impl Node {
     /// A cluster with one association, web/app, and an agent with these extra arguments.
-    pub async fn start(args: &[&str]) -> Node {
+    pub(crate) async fn start(args: &[&str]) -> Node {
         Node::start_with(Config::default(), args).await
     }
 
-    pub async fn start_with(config: Config, args: &[&str]) -> Node {
+    pub(crate) async fn start_with(config: Config, args: &[&str]) -> Node {
         let eks = SimulatedEks::start(config).await.expect("the simulated EKS starts");
         eks.create_association("web", "app", ROLE);
         let agent = Agent::start(&eks, args).await;
         Node { eks, agent }
     }
 
-    pub fn pod(&self, name: &str) -> Minted {
+    pub(crate) fn pod(&self, name: &str) -> Minted {
         self.eks.mint(PodToken::new("web", "app", name))
     }
 
-    pub async fn ask(&self, token: &str) -> Answer {
+    pub(crate) async fn ask(&self, token: &str) -> Answer {
         self.agent.ask(token).await
     }
 }
 
-pub struct Agent {
+pub(crate) struct Agent {
     child: Child,
-    pub credentials: SocketAddr,
-    pub probes: SocketAddr,
-    pub metrics: SocketAddr,
-    pub control_socket: std::path::PathBuf,
+    pub(crate) credentials: SocketAddr,
+    pub(crate) probes: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    pub(crate) control_socket: std::path::PathBuf,
     logs: Arc<Mutex<Vec<String>>>,
     events: Mutex<Receiver<Value>>,
     client: reqwest::Client,
@@ -56,22 +56,22 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub async fn start(eks: &SimulatedEks, args: &[&str]) -> Agent {
+    pub(crate) async fn start(eks: &SimulatedEks, args: &[&str]) -> Agent {
         Agent::start_with_env(eks, args, &[]).await
     }
 
-    pub async fn start_with_env(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
+    pub(crate) async fn start_with_env(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
         let agent = Agent::spawn(eks, &[&["--issuer", eks.issuer()], args].concat(), env);
         agent.until_ready().await;
         agent
     }
 
     /// An agent that is not waited for: it cannot become ready yet.
-    pub fn start_unready(eks: &SimulatedEks, args: &[&str]) -> Agent {
+    pub(crate) fn start_unready(eks: &SimulatedEks, args: &[&str]) -> Agent {
         Agent::spawn(eks, &[&["--issuer", eks.issuer()], args].concat(), &[])
     }
 
-    pub async fn start_without_issuer(eks: &SimulatedEks, args: &[&str]) -> Agent {
+    pub(crate) async fn start_without_issuer(eks: &SimulatedEks, args: &[&str]) -> Agent {
         let agent = Agent::spawn(eks, args, &[]);
         agent.until_ready().await;
         agent
@@ -139,7 +139,7 @@ impl Agent {
     }
 
     /// The next log line of this kind.
-    pub fn event(&self, name: &str) -> Value {
+    pub(crate) fn event(&self, name: &str) -> Value {
         let events = self.events.lock().expect("one reader");
         loop {
             let event =
@@ -150,12 +150,12 @@ impl Agent {
         }
     }
 
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         self.logs.lock().expect("no panic while logging").join("\n")
     }
 
     /// Readiness is a state to wait for: the first key set is on its way.
-    pub async fn until_ready(&self) {
+    pub(crate) async fn until_ready(&self) {
         let ready = async {
             loop {
                 let answer = self.client.get(format!("http://{}/readyz", self.probes)).send().await;
@@ -170,34 +170,34 @@ impl Agent {
         }
     }
 
-    pub async fn ask(&self, token: &str) -> Answer {
+    pub(crate) async fn ask(&self, token: &str) -> Answer {
         Answer::of(self.request().header(AUTHORIZATION, token)).await
     }
 
     /// `GET /v1/credentials`, to be made into something else.
-    pub fn request(&self) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self) -> reqwest::RequestBuilder {
         self.client.get(format!("http://{}/v1/credentials", self.credentials))
     }
 
-    pub async fn scrape(&self) -> String {
+    pub(crate) async fn scrape(&self) -> String {
         let url = format!("http://{}/metrics", self.metrics);
         self.client.get(url).send().await.expect("metrics").text().await.expect("text")
     }
 
     /// The sample whose name and labels are given as Prometheus writes them; 0 where there is none.
-    pub async fn metric(&self, sample: &str) -> f64 {
+    pub(crate) async fn metric(&self, sample: &str) -> f64 {
         let text = self.scrape().await;
         let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
-    pub async fn probe(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn probe(&self, path: &str) -> (u16, String) {
         let answer = self.client.get(format!("http://{}{path}", self.probes)).send().await.expect("probe");
         (answer.status().as_u16(), answer.text().await.expect("text"))
     }
 
     /// `podcred flush …` beside this agent.
-    pub fn flush(&self, args: &[&str]) -> (bool, String) {
+    pub(crate) fn flush(&self, args: &[&str]) -> (bool, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_podcred"))
             .arg("flush")
             .arg("--control-socket")
@@ -209,12 +209,12 @@ impl Agent {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the agent runs");
     }
 
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("the agent was started here")
     }
 }
@@ -243,31 +243,31 @@ fn follow(stderr: impl Read + Send + 'static) -> (Arc<Mutex<Vec<String>>>, Recei
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
 }
 
 impl Answer {
-    pub async fn of(request: reqwest::RequestBuilder) -> Answer {
+    pub(crate) async fn of(request: reqwest::RequestBuilder) -> Answer {
         let answer = request.send().await.expect("an answer");
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         let body = serde_json::from_slice(&answer.bytes().await.expect("a body")).unwrap_or_default();
         Answer { status, headers, body }
     }
 
-    pub fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         assert_eq!(self.status, 200, "{self:?}");
         self.body["AccessKeyId"].as_str().expect("AccessKeyId")
     }
 
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         assert_eq!(self.body["Message"], self.body["message"], "{self:?}");
         self.body["Message"].as_str().expect("Message")
     }
 
-    pub fn code(&self) -> &str {
+    pub(crate) fn code(&self) -> &str {
         self.body["Code"].as_str().expect("Code")
     }
 }

@@ -1,6 +1,6 @@
 //! Where the issuer's keys come from, and what happens when they do not.
 
-use loadtest::eks::{Config, Outage, PodToken, Settings, SimulatedEks};
+use loadtest::eks::{Config, Outage, PodToken, SimulatedEks};
 
 use crate::harness::{Agent, Node, ROLE};
 
@@ -35,9 +35,8 @@ async fn known_keys_serve_on_while_the_issuer_is_down() {
 
 #[tokio::test]
 async fn without_any_key_set_eks_auth_checks_each_token_and_nothing_is_shared() {
-    let mut settings = Settings::default();
-    settings.issuer_outage = Outage::Refuse;
-    let eks = SimulatedEks::start(Config { settings, ..Config::default() }).await.expect("starts");
+    let eks = SimulatedEks::start(Config::default()).await.expect("starts");
+    eks.settings(|s| s.issuer_outage = Outage::Refuse);
     eks.create_association("web", "app", ROLE);
     let agent = Agent::start_unready(&eks, &[]);
     let (a, b) =

@@ -37,8 +37,12 @@ async fn each_way_a_token_can_be_wrong_has_its_own_reason() {
     refused(&node, &mint(web_app().audience("sts.amazonaws.com")), "token_wrong_audience").await;
     refused(&node, &mint(web_app().expires_in_seconds(-60)), "token_expired").await;
     refused(&node, &mint(web_app().claim("/nbf", 4_000_000_000_u64)), "token_not_yet_valid").await;
-    refused(&node, &mint(web_app().claim("/sub", "system:serviceaccount:web:admin")), "token_subject_mismatch")
-        .await;
+    refused(
+        &node,
+        &mint(web_app().claim("/sub", "system:serviceaccount:web:admin")),
+        "token_subject_mismatch",
+    )
+    .await;
     refused(&node, &mint(web_app().claim("/kubernetes.io/pod", Value::Null)), "token_no_pod").await;
     refused(&node, &mint(web_app().claim("/kubernetes.io/pod/uid", "")), "token_no_pod").await;
     refused(

@@ -1,8 +1,9 @@
 //! What EKS Auth says and does, as a pod sees it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use loadtest::eks::{AssociationChange, ErrorCode, NewAssociation, Outage, PodToken};
+use podcred::clock::Clock;
 use serde_json::json;
 
 use crate::harness::{Node, ROLE};
@@ -30,7 +31,11 @@ async fn refusals_keep_their_status_and_code_and_name_the_pod() {
 
 #[tokio::test]
 async fn what_may_pass_is_a_503_after_the_wait_and_never_at_once() {
-    for code in [ErrorCode::ThrottlingException, ErrorCode::InternalServerException, ErrorCode::ServiceUnavailableException] {
+    for code in [
+        ErrorCode::ThrottlingException,
+        ErrorCode::InternalServerException,
+        ErrorCode::ServiceUnavailableException,
+    ] {
         let node = Node::start(&["--eks-auth-wait", "700ms"]).await;
         node.eks.settings(|s| s.forced_error = Some(code));
         let (answer, took) = timed(&node, "p").await;
@@ -130,7 +135,8 @@ async fn rotated_or_wrong_credentials_of_the_node_are_never_the_pods_fault() {
     let token = node.pod("p").token;
     let key = node.ask(&token).await.key().to_owned();
     node.eks.create_association("web", "later", ROLE);
-    let stranger = aws_credential_types::Credentials::new("AKIDSTRANGER", "another-secret", None, None, "a test");
+    let stranger =
+        aws_credential_types::Credentials::new("AKIDSTRANGER", "another-secret", None, None, "a test");
     node.eks.set_node_credentials(stranger);
     let later = node.ask(&node.eks.mint(PodToken::new("web", "later", "p")).token).await;
     assert_eq!(later.status, 503);
@@ -166,10 +172,10 @@ async fn a_recreated_pod_gets_the_role_that_its_association_was_changed_to() {
     let role = "arn:aws:iam::111122223333:role/new";
     let change = AssociationChange { role_arn: Some(role.to_owned()), ..AssociationChange::default() };
     node.eks.update_association(&id, change).expect("changed");
-    let changed = Instant::now();
+    let changed = Clock::default().now().mono;
     let mut n = 0;
     while role_of(&format!("after{n}")).await != role {
-        assert!(changed.elapsed() < Duration::from_secs(10), "the change never arrived");
+        assert!(Clock::default().now().mono - changed < Duration::from_secs(10), "the change never arrived");
         n += 1;
     }
     node.eks.delete_association(&id).expect("deleted");
@@ -214,7 +220,7 @@ async fn the_node_is_named_to_eks_auth() {
 
 async fn timed(node: &Node, name: &str) -> (crate::harness::Answer, Duration) {
     let token = node.pod(name).token;
-    let asked = Instant::now();
+    let asked = Clock::default().now().mono;
     let answer = node.ask(&token).await;
-    (answer, asked.elapsed())
+    (answer, Clock::default().now().mono - asked)
 }
