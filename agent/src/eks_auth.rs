@@ -1,10 +1,17 @@
 //! EKS Auth: exchanging a pod's token for its role's credentials.
 
+mod client;
+mod failure;
+mod rotation;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
+pub use self::client::{ClientConfig, EksAuthClient};
 use crate::clock::UnixTime;
 
 /// What `AssumeRoleForPodIdentity` answered.

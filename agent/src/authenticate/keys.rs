@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::set::KeySet;
+pub(crate) use self::source::read_certificates;
 pub use self::source::{KeySource, check_url};
 use crate::clock::{Clock, Now};
 

@@ -178,6 +178,11 @@ fn bare_host(url: &Url) -> &str {
 }
 
 fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
+    read_certificates(path).map(|(_, certificates)| certificates)
+}
+
+/// The file as it is, and its certificates, all of them usable as roots.
+pub(crate) fn read_certificates(path: &Path) -> Result<(Vec<u8>, Vec<Certificate>), String> {
     let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| {
         format!("{} is not a bundle of PEM certificates: {}", path.display(), chain(&error))
@@ -185,7 +190,11 @@ fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
     if certificates.is_empty() {
         return Err(format!("{} holds no PEM certificate", path.display()));
     }
-    Ok(certificates)
+    Client::builder()
+        .tls_certs_only(certificates.clone())
+        .build()
+        .map_err(|error| format!("{} holds an unusable certificate: {}", path.display(), chain(&error)))?;
+    Ok((pem, certificates))
 }
 
 /// reqwest's own text stops before the reason.
