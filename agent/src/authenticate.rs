@@ -2,8 +2,6 @@
 
 pub mod keys;
 #[cfg(test)]
-mod minting;
-#[cfg(test)]
 mod tests;
 pub mod token;
 
