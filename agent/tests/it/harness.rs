@@ -126,7 +126,7 @@ impl Agent {
         };
         let serving = agent.event("serving");
         let address = |name: &str| {
-            let text = serving["fields"][name].as_str().unwrap_or_default();
+            let text = serving[name].as_str().unwrap_or_default();
             text.split(',')
                 .next()
                 .and_then(|first| first.parse().ok())
@@ -144,7 +144,7 @@ impl Agent {
         loop {
             let event =
                 events.recv_timeout(BROKEN).unwrap_or_else(|_| panic!("no event {name}:\n{}", self.logs()));
-            if event["fields"]["event"] == name {
+            if event["event"] == name {
                 return event;
             }
         }
