@@ -2,6 +2,8 @@
 
 pub mod keys;
 #[cfg(test)]
+mod minting;
+#[cfg(test)]
 mod tests;
 pub mod token;
 

@@ -5,3 +5,5 @@ pub mod claims;
 pub mod clock;
 pub mod config;
 pub mod eks_auth;
+#[cfg(test)]
+mod loopback;
