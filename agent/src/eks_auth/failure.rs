@@ -36,7 +36,10 @@ pub(super) fn failure(error: &SdkError<AssumeRoleForPodIdentityError, HttpRespon
 fn answered(status: u16, code: Option<&str>, message: Option<&str>, token: &str) -> Failure {
     let Some(code) = code else {
         // No error of AWS's is without a code: this is a proxy, a load balancer or the wrong host.
-        let message = format!("something that is not EKS Auth answered with status {status}");
+        let message = match status {
+            200..=299 => format!("the answer with status {status} is not what EKS Auth answers"),
+            _ => format!("something that is not EKS Auth answered with status {status}"),
+        };
         return Failure::Unavailable { message: message.into() };
     };
     let code = public(code, token);

@@ -219,10 +219,11 @@ fn only_rsa_keys_for_rs256_signatures_are_taken() {
         let mut jwk = KEY.jwk();
         let fields = jwk.as_object_mut().unwrap();
         for (name, value) in changes.as_object().unwrap() {
-            match value {
-                Value::Null => fields.remove(name),
-                value => fields.insert(name.clone(), value.clone()),
-            };
+            if value.is_null() {
+                fields.remove(name);
+            } else {
+                fields.insert(name.clone(), value.clone());
+            }
         }
         jwk
     };

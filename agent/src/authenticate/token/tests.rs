@@ -53,10 +53,11 @@ fn with_header(pointer: &str, value: Value) -> Result<Claims, TokenError> {
 fn changed(mut json: Value, pointer: &str, value: Value) -> Value {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     let parent = json.pointer_mut(parent).unwrap().as_object_mut().unwrap();
-    match value {
-        Value::Null => parent.remove(name),
-        value => parent.insert(name.to_owned(), value),
-    };
+    if value.is_null() {
+        parent.remove(name);
+    } else {
+        parent.insert(name.to_owned(), value);
+    }
     json
 }
 
