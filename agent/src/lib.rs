@@ -6,4 +6,4 @@ pub mod clock;
 pub mod config;
 pub mod eks_auth;
 #[cfg(test)]
-mod loopback;
+mod testing;

@@ -4,11 +4,10 @@ use proptest::prelude::*;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use super::keys::KeySource;
 use super::minting::{EXPIRES, ISSUER, KEY, NOW, OTHER_KEY, SigningKey, header, jwks, payload};
 use super::*;
 use crate::clock::{Clock, UnixTime};
-use crate::loopback::{Loopback, answer};
+use crate::testing::{Loopback, answer};
 
 /// An authenticator that knows the keys that the server publishes.
 async fn authenticator(issuer: &Loopback) -> Authenticator {
@@ -184,6 +183,7 @@ fn the_issuer_is_read_from_the_agents_own_token() {
     for (content, wrong) in [
         (with_issuer("http://oidc.example"), "plain http to another host"),
         (with_issuer("kubernetes/serviceaccount"), "is not a URL"),
+        (with_issuer("https://oidc.example/?id=1"), "has a query"),
         (KEY.sign(&header("k"), &json!({})), "names its issuer"),
         ("garbage".to_owned(), "names its issuer"),
     ] {

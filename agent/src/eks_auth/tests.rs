@@ -11,7 +11,7 @@ use super::client::http_client;
 use super::rotation::RotatingProfile;
 use super::*;
 use crate::clock::Clock;
-use crate::loopback::{Loopback, answer};
+use crate::testing::{Log, Loopback, answer};
 
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzZWNyZXQtcG9kIn0.c2lnbmF0dXJlLW9mLXRoZS1wb2Q";
 const ROLE: &str = "arn:aws:iam::111122223333:role/checkout";
@@ -198,6 +198,8 @@ async fn what_is_no_answer_of_eks_auth_is_tried_again_later_and_by_the_agent_alo
             "503 ServiceUnavailableException",
         ),
         (500, &[("x-amzn-errortype", "AccessDeniedException")], "{}", "500 AccessDeniedException"),
+        (408, &[("x-amzn-errortype", "SomethingNewException")], "{}", "408 SomethingNewException"),
+        (400, &[("x-amzn-errortype", "RequestTimeoutException")], "{}", "400 RequestTimeoutException"),
         (502, &[], "<html>Bad Gateway</html>", "status 502"),
         (403, &[], "<html>proxy says no</html>", "status 403"),
         (407, &[], "", "status 407"),
@@ -389,5 +391,79 @@ async fn calls_are_signed_by_what_the_rotated_file_says_by_then() {
         let asked = server.asked();
         let signed = asked[asked.len() - 1].headers()["authorization"].to_str().unwrap();
         assert!(signed.contains(&format!("Credential={access_key_id}/")), "{signed}");
+    }
+}
+
+#[tokio::test]
+async fn no_secret_of_a_call_reaches_a_log() {
+    let log = Log::default();
+    let _capturing = log.capture(tracing::Level::TRACE);
+    let server = Loopback::answering(|_| answer(200, &[], good_answer().to_string())).await;
+    let credentials = Credentials::new("AKIDEXAMPLE", "own-secret", Some("own-session".into()), None, "test");
+    let client = client(&server.url, credentials);
+    call(&client).await.unwrap();
+    server.answer(|_| answer(200, &[], format!("{{\"token\": \"{TOKEN}\"}}")));
+    call(&client).await.unwrap_err();
+
+    let text = log.text();
+    assert!(text.contains("AssumeRoleForPodIdentity"), "{text}");
+    for secret in
+        [TOKEN.split('.').nth(2).unwrap(), "key-secret", "session-secret", "own-secret", "own-session"]
+    {
+        let line = text.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
+}
+
+/// The settings of the process, which a test may not change: a child of this test has them and reports.
+#[tokio::test]
+async fn region_endpoint_and_credentials_come_from_the_environment() {
+    const CHILD: &str = "PODCRED_TEST_CONNECTS";
+    if let Ok(rotate) = std::env::var(CHILD) {
+        let rotate_credentials = rotate == "rotate";
+        let result =
+            EksAuthClient::connect(&ClientConfig { endpoint: None, rotate_credentials, ..config("") }).await;
+        match result {
+            Ok(client) => println!("[called: {:?}]", call(&client).await.map(|assumed| assumed.namespace)),
+            Err(error) => println!("[not connected: {error}]"),
+        }
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    std::fs::write(&file, profile("FROMTHEFILE")).unwrap();
+    let server = Loopback::answering(|_| answer(200, &[], good_answer().to_string())).await;
+    let child = async |kind: &str, settings: &[(&str, &str)]| {
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "--nocapture"]);
+        child.arg("eks_auth::tests::region_endpoint_and_credentials_come_from_the_environment");
+        child
+            .env_clear()
+            .env(CHILD, kind)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(settings.iter().copied());
+        String::from_utf8(child.output().await.unwrap().stdout).unwrap()
+    };
+    let file = file.to_str().unwrap();
+    let region = ("AWS_REGION", "eu-north-1");
+    let endpoint = ("AWS_ENDPOINT_URL_EKS_AUTH", &*server.url);
+    let own = [("AWS_ACCESS_KEY_ID", "FROMTHEENVIRONMENT"), ("AWS_SECRET_ACCESS_KEY", "x")];
+    let file = ("AWS_SHARED_CREDENTIALS_FILE", file);
+
+    let said = child("plain", &[endpoint, own[0], own[1]]).await;
+    assert!(said.contains("[not connected: no AWS region is known: set AWS_REGION"), "{said}");
+    let said = child("plain", &[region, endpoint, ("AWS_CA_BUNDLE", "/nowhere.pem")]).await;
+    assert!(said.contains("[not connected: AWS_CA_BUNDLE: /nowhere.pem: No such file"), "{said}");
+    assert_eq!(server.asked().len(), 0);
+
+    for (kind, signer) in [("plain", "FROMTHEENVIRONMENT"), ("rotate", "FROMTHEFILE")] {
+        let said = child(kind, &[region, endpoint, own[0], own[1], file]).await;
+        assert!(said.contains("[called: Ok(\"shop\")]"), "{said}");
+        let asked = server.asked();
+        let signed = asked[asked.len() - 1].headers()["authorization"].to_str().unwrap();
+        assert!(
+            signed.contains(&format!("Credential={signer}/")) && signed.contains("/eu-north-1/"),
+            "{signed}"
+        );
     }
 }

@@ -7,7 +7,7 @@ use super::set::fresh_for;
 use super::source::Surroundings;
 use super::*;
 use crate::authenticate::minting::{KEY, OTHER_KEY, jwks};
-use crate::loopback::{Answer, Loopback, answer};
+use crate::testing::{Answer, Log, Loopback, answer};
 
 fn keys_of(server: &Loopback) -> Arc<Keys> {
     let source = KeySource::at(&server.url).unwrap();
@@ -140,7 +140,7 @@ async fn old_keys_are_kept_while_the_issuer_is_down() {
 #[tokio::test]
 async fn the_background_task_recovers_by_itself_and_logs_each_change_once() {
     let log = Log::default();
-    let _capturing = log.capture();
+    let _capturing = log.capture(tracing::Level::INFO);
     let server = Loopback::answering(|_| answer(503, &[], "")).await;
     let keys = keys_of(&server);
     let cancel = CancellationToken::new();
@@ -396,39 +396,4 @@ async fn private_authorities_are_trusted_where_they_are_named() {
     }
     let error = fetch(by_bundle(&files.path().join("none"))).await.unwrap_err();
     assert!(error.contains("AWS_CA_BUNDLE") && error.contains("No such file"), "{error}");
-}
-
-/// What was logged on this thread, by event.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    /// For as long as what it gives is kept.
-    fn capture(&self) -> impl Drop + use<> {
-        let log = self.clone();
-        let subscriber = tracing_subscriber::fmt().json().with_writer(move || log.clone()).finish();
-        // As long as there is only one subscriber, tracing asks nobody about a line that another thread, without it,
-        // logs first, and holds that nobody ever wants that line. It asks all once there are two.
-        Box::leak(Box::new(tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new())));
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    fn events(&self) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let event = |line| {
-            serde_json::from_str::<Value>(line).unwrap()["fields"]["event"].as_str().unwrap().to_owned()
-        };
-        text.lines().map(event).collect()
-    }
-}
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

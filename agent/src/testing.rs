@@ -1,4 +1,4 @@
-//! For tests: an HTTP server on loopback that answers as it is told and remembers what it was asked.
+//! For tests: an HTTP server on loopback that answers as it is told, and a log that can be read.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) type Answer = Response<Full<Bytes>>;
 type Script = Box<dyn Fn(Request<Bytes>) -> BoxFuture<'static, Answer> + Send + Sync>;
 
-/// Ends, with its connections, when it is dropped.
+/// Remembers what it was asked. It ends, with its connections, when it is dropped.
 pub(crate) struct Loopback {
     pub(crate) url: String,
     script: Arc<Mutex<Script>>,
@@ -72,6 +72,47 @@ pub(crate) fn answer(status: u16, headers: &[(&'static str, &str)], body: impl I
         answer = answer.header(HeaderName::from_static(name), *value);
     }
     answer.body(Full::new(body.into())).unwrap()
+}
+
+/// What was logged on this thread, by event.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// For as long as what it gives is kept.
+    pub(crate) fn capture(&self, level: tracing::Level) -> impl Drop + use<> {
+        let log = self.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().with_max_level(level).with_writer(move || log.clone()).finish();
+        // As long as there is only one subscriber, tracing asks nobody about a line that another thread, without it,
+        // logs first, and holds that nobody ever wants that line. It asks all once there are two.
+        Box::leak(Box::new(tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new())));
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// The names of the events, in order.
+    pub(crate) fn events(&self) -> Vec<String> {
+        let event = |line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["fields"]["event"].as_str().unwrap().to_owned()
+        };
+        self.text().lines().map(event).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn accept(listener: TcpListener, script: Arc<Mutex<Script>>, seen: watch::Sender<Vec<Request<Bytes>>>) {
