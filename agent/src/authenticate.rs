@@ -2,6 +2,8 @@
 
 pub mod keys;
 #[cfg(test)]
+mod minting;
+#[cfg(test)]
 mod tests;
 pub mod token;
 
@@ -14,7 +16,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::Algorithm;
 use quick_cache::sync::Cache;
 
-use self::keys::{Keys, Lookup};
+use self::keys::{KeySource, Keys, Lookup};
 use self::token::{MAX_TOKEN_BYTES, TokenError};
 use crate::claims::{Claims, TokenHash};
 use crate::clock::Now;
@@ -111,7 +113,7 @@ pub fn issuer_from_token_file(path: &Path) -> Result<String, String> {
     let issuer = token::issuer_of(token.trim()).ok_or_else(|| {
         format!("{} holds no service account token that names its issuer; {remedy}", path.display())
     })?;
-    keys::check_url(&issuer)
+    KeySource::of_issuer(&issuer)
         .map_err(|problem| format!("the issuer {issuer:?} in {} {problem}; {remedy}", path.display()))?;
     Ok(issuer)
 }

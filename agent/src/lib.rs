@@ -19,3 +19,5 @@ pub mod metrics;
 pub mod reject;
 pub mod request;
 pub mod server;
+#[cfg(test)]
+mod testing;

@@ -40,7 +40,9 @@ struct State {
     known: Option<Known>,
     /// Cancelled when the fetch is over, however it ended.
     running: Option<CancellationToken>,
-    started: Option<Instant>,
+    /// When an unknown key last made this agent ask. Its scheduled fetches do not count: a key that is new right after
+    /// one of them is asked for at once.
+    asked_for_unknown: Option<Instant>,
     /// Fetches that failed since the last good one.
     failures: u32,
 }
@@ -122,16 +124,22 @@ impl Keys {
 
     /// None where asking the issuer may help.
     fn look_up(&self, key_id: &str, now: Now) -> Option<Lookup> {
-        let state = self.state();
-        match &state.known {
-            Some(known) => match known.set.get(key_id) {
-                Some(key) => Some(Lookup::Found(key)),
-                None if state.is_fetching() || state.may_ask_for_unknown(now) => None,
-                None => Some(Lookup::Unknown),
-            },
+        let mut state = self.state();
+        let Some(known) = &state.known else {
             // An issuer out of reach must not cost each request a wait; the background task goes on trying.
-            None => (state.failures > 0).then_some(Lookup::NoKeys),
+            return (state.failures > 0).then_some(Lookup::NoKeys);
+        };
+        if let Some(key) = known.set.get(key_id) {
+            return Some(Lookup::Found(key));
         }
+        if state.is_fetching() {
+            return None;
+        }
+        if !state.may_ask_for_unknown(now) {
+            return Some(Lookup::Unknown);
+        }
+        state.asked_for_unknown = Some(now.mono);
+        None
     }
 
     /// Joins the fetch that is running, or starts one. It runs in a task of its own, so that a request that gives up
@@ -143,7 +151,6 @@ impl Keys {
         }
         let over = CancellationToken::new();
         state.running = Some(over.clone());
-        state.started = Some(now.mono);
         let this = Arc::clone(self);
         // The guard cancels when it is dropped, also by a panic: no waiter hangs, and the next fetch can start.
         let guard = over.clone().drop_guard();
@@ -209,7 +216,7 @@ impl State {
     }
 
     fn may_ask_for_unknown(&self, now: Now) -> bool {
-        self.started.is_none_or(|started| now.mono.saturating_duration_since(started) >= BETWEEN_UNKNOWN_KEYS)
+        self.asked_for_unknown.is_none_or(|at| now.mono.saturating_duration_since(at) >= BETWEEN_UNKNOWN_KEYS)
     }
 }
 

@@ -216,12 +216,15 @@ fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenEr
     let node = node(kubernetes.node);
 
     // These reach labels, logs and messages.
-    let node_is_named_well = node
-        .as_ref()
-        .is_none_or(|node| is_dns_name(&node.name) && (node.uid.is_empty() || is_uid(&node.uid)));
-    if !(is_dns_label(namespace) && is_dns_name(service_account) && is_dns_name(&pod_name))
-        || !(is_uid(&account_uid) && is_uid(&pod_uid) && node_is_named_well)
-    {
+    let fit = is_dns_label(namespace)
+        && is_dns_name(service_account)
+        && is_dns_name(&pod_name)
+        && is_uid(&account_uid)
+        && is_uid(&pod_uid)
+        && node
+            .as_ref()
+            .is_none_or(|node| is_dns_name(&node.name) && (node.uid.is_empty() || is_uid(&node.uid)));
+    if !fit {
         return Err(TokenError::Names);
     }
     Ok(Claims {

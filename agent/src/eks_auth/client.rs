@@ -151,7 +151,7 @@ fn assumed(answer: AssumeRoleForPodIdentityOutput) -> Option<Assumed> {
 }
 
 /// The SDK's own default client, which knows nothing of `AWS_CA_BUNDLE`, with that added.
-fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, String> {
+pub(super) fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, String> {
     let mut roots = TrustStore::empty().with_native_roots(true);
     if let Some(path) = ca_bundle {
         // Checked first: the SDK panics on a bad one, and only when it connects.

@@ -36,20 +36,28 @@ pub(super) fn failure(error: &SdkError<AssumeRoleForPodIdentityError, HttpRespon
 fn answered(status: u16, code: Option<&str>, message: Option<&str>, token: &str) -> Failure {
     let Some(code) = code else {
         // No error of AWS's is without a code: this is a proxy, a load balancer or the wrong host.
-        let message = format!("something that is not EKS Auth answered with status {status}");
+        let message = match status {
+            200..=299 => format!("the answer with status {status} is not what EKS Auth answers"),
+            _ => format!("something that is not EKS Auth answered with status {status}"),
+        };
         return Failure::Unavailable { message: message.into() };
     };
     let code = public(code, token);
     let message = public(message.unwrap_or("no message"), token);
     let kind = match &*code {
         _ if status == 429 => return throttled(message),
-        "ThrottlingException" | "Throttling" | "TooManyRequestsException" | "RequestLimitExceeded" => {
+        "ThrottlingException"
+        | "Throttling"
+        | "ThrottledException"
+        | "TooManyRequestsException"
+        | "RequestLimitExceeded"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "SlowDown" => {
             return throttled(message);
         }
-        _ if !(400..500).contains(&status) => {
-            let message = format!("EKS Auth answered {status} {code}: {message}");
-            return Failure::Unavailable { message: message.into() };
-        }
+        "RequestTimeout" | "RequestTimeoutException" => return passing(status, &code, &message),
+        _ if status == 408 || !(400..500).contains(&status) => return passing(status, &code, &message),
         "AccessDeniedException" => RefusalKind::AccessDenied,
         "ResourceNotFoundException" => RefusalKind::ResourceNotFound,
         // About the pod's token these come with 400. With another status they, as all of 401 and 403, are about
@@ -76,6 +84,11 @@ fn answered(status: u16, code: Option<&str>, message: Option<&str>, token: &str)
         _ => RefusalKind::Invalid,
     };
     Failure::Refused(Refusal { kind, status, code: code.into(), message: message.into() })
+}
+
+/// Trouble that will pass by itself.
+fn passing(status: u16, code: &str, message: &str) -> Failure {
+    Failure::Unavailable { message: format!("EKS Auth answered {status} {code}: {message}").into() }
 }
 
 fn throttled(message: String) -> Failure {

@@ -19,7 +19,7 @@ const API_SERVER: &str = "kubernetes.default.svc";
 const SERVICE_ACCOUNT_FILES: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// A URL that key sets may be fetched from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KeySource {
     url: Url,
     ca_bundle: Option<PathBuf>,
@@ -27,7 +27,7 @@ pub struct KeySource {
 }
 
 /// What it takes to be let in by the cluster's own API server. Other hosts never see any of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct ApiServer {
     /// `ca.crt` and `token`.
     files: PathBuf,
@@ -46,6 +46,9 @@ pub(super) struct Surroundings {
 impl KeySource {
     /// `<issuer>/keys`, where EKS publishes them. The discovery document is not asked: it may name an internal host.
     pub fn of_issuer(issuer: &str) -> Result<KeySource, String> {
+        if check_url(issuer)?.query().is_some() {
+            return Err("has a query, which an issuer cannot have: remove it".to_owned());
+        }
         KeySource::at(&format!("{}/keys", issuer.trim_end_matches('/')))
     }
 
@@ -132,6 +135,12 @@ impl KeySource {
             request = request.bearer_auth(token.expose_secret().trim());
         }
         request.build().map_err(|error| chain(&error.without_url()))
+    }
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeySource").field(&self.to_string()).finish()
     }
 }
 
