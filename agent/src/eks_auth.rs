@@ -83,6 +83,14 @@ impl Failure {
 }
 
 impl RefusalKind {
+    pub const ALL: [RefusalKind; 5] = [
+        RefusalKind::ResourceNotFound,
+        RefusalKind::AccessDenied,
+        RefusalKind::InvalidToken,
+        RefusalKind::ExpiredToken,
+        RefusalKind::Invalid,
+    ];
+
     pub fn label(self) -> &'static str {
         match self {
             RefusalKind::ResourceNotFound => "eks_auth_resource_not_found",

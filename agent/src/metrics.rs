@@ -246,6 +246,7 @@ impl Metrics {
             Rejection::Upstream { .. } | Rejection::NotYet { .. } => self.official_miss.inc(),
             Rejection::NotFound
             | Rejection::MethodNotAllowed
+            | Rejection::HeadersTooLarge
             | Rejection::WrongHost
             | Rejection::CannotEnforce => {}
         }

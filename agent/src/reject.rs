@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use crate::authenticate::token::TokenError;
 use crate::claims::Claims;
-use crate::eks_auth::{Failure, Refusal};
+use crate::eks_auth::{Failure, Refusal, RefusalKind};
 
 #[derive(Debug)]
 pub enum Rejection {
     NotFound,
     MethodNotAllowed,
+    HeadersTooLarge,
     WrongHost,
     /// `--verify enforce` was asked for, and this agent cannot tell who is calling.
     CannotEnforce,
@@ -45,6 +46,7 @@ impl Rejection {
         match self {
             Rejection::NotFound => StatusCode::NOT_FOUND,
             Rejection::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Rejection::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Rejection::WrongHost => StatusCode::FORBIDDEN,
             Rejection::Token(_) => StatusCode::BAD_REQUEST,
             Rejection::Upstream { refusal, .. } => {
@@ -59,6 +61,7 @@ impl Rejection {
         match self {
             Rejection::NotFound => "not_found",
             Rejection::MethodNotAllowed => "method_not_allowed",
+            Rejection::HeadersTooLarge => "headers_too_large",
             Rejection::WrongHost => "wrong_host",
             Rejection::CannotEnforce => "cannot_enforce",
             Rejection::Token(error) => error.reason(),
@@ -74,6 +77,7 @@ impl Rejection {
             Rejection::Upstream { pod, .. } | Rejection::NotYet { pod, .. } => pod.as_deref(),
             Rejection::NotFound
             | Rejection::MethodNotAllowed
+            | Rejection::HeadersTooLarge
             | Rejection::WrongHost
             | Rejection::CannotEnforce
             | Rejection::Token(_) => None,
@@ -91,6 +95,7 @@ impl Rejection {
         match self {
             Rejection::NotFound => "NotFound",
             Rejection::MethodNotAllowed => "MethodNotAllowed",
+            Rejection::HeadersTooLarge => "HeadersTooLarge",
             Rejection::WrongHost => "WrongHost",
             Rejection::Token(error) => error.code(),
             Rejection::Upstream { refusal, .. } => &refusal.code,
@@ -104,12 +109,13 @@ impl Rejection {
                                     AWS_CONTAINER_CREDENTIALS_FULL_URI in the pod."
                 .to_owned(),
             Rejection::MethodNotAllowed => "Use GET (or HEAD) for /v1/credentials.".to_owned(),
+            Rejection::HeadersTooLarge => "The request's headers are larger than 32 kB; a token is about 1 kB.".to_owned(),
             Rejection::WrongHost => "The Host header must be the address of the agent: 169.254.170.23 or \
                                      [fd00:ec2::23]. Requests that reached it by another name are refused."
                 .to_owned(),
             Rejection::CannotEnforce => {
-                "This agent was told to verify callers (--verify enforce) and has no kernel \
-                                         attribution to do it by; its operator must choose audit or off."
+                "This agent was told to verify callers (--verify enforce) and has no kernel attribution to do it by; \
+                 its operator must choose audit or off."
                     .to_owned()
             }
             Rejection::Token(error) => error.to_string(),
@@ -141,6 +147,44 @@ impl From<TokenError> for Rejection {
     fn from(error: TokenError) -> Self {
         Rejection::Token(error)
     }
+}
+
+/// Every refusal as a Markdown table, for README: status, `Code`, reason, text.
+pub fn table() -> String {
+    let upstream = |kind: RefusalKind| {
+        let code = match kind {
+            RefusalKind::ResourceNotFound => "ResourceNotFoundException",
+            RefusalKind::AccessDenied => "AccessDeniedException",
+            RefusalKind::InvalidToken => "InvalidTokenException",
+            RefusalKind::ExpiredToken => "ExpiredTokenException",
+            RefusalKind::Invalid => "InvalidRequestException`, `InvalidParameterException",
+        };
+        let status = if kind == RefusalKind::ResourceNotFound { 404 } else { 400 };
+        format!("| {status} | `{code}` | `{}` | EKS Auth refused. {} |\n", kind.label(), kind.advice())
+    };
+    let own = |rejection: &Rejection| {
+        let (status, code) = (rejection.status().as_u16(), rejection.code());
+        format!("| {status} | `{code}` | `{}` | {} |\n", rejection.reason(), rejection.message())
+    };
+    let not_yet = |last| own(&Rejection::NotYet { last, pod: None });
+    let mut table =
+        "| status | `Code` | `result` | what the caller is told |\n|---|---|---|---|\n".to_owned();
+    for rejection in
+        [Rejection::NotFound, Rejection::MethodNotAllowed, Rejection::HeadersTooLarge, Rejection::WrongHost]
+    {
+        table += &own(&rejection);
+    }
+    for error in TokenError::ALL {
+        table += &own(&Rejection::Token(error));
+    }
+    for kind in RefusalKind::ALL {
+        table += &upstream(kind);
+    }
+    table += &not_yet(None);
+    table += &not_yet(Some(Failure::Throttled { message: "".into() }));
+    table += &not_yet(Some(Failure::Unavailable { message: "…".into() }));
+    table += &own(&Rejection::CannotEnforce);
+    table
 }
 
 fn subject(pod: Option<&Claims>) -> String {

@@ -24,6 +24,7 @@ use crate::reject::Rejection;
 
 const PATH: &str = "/v1/credentials";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(crate) const HEADER_BLOCK: usize = 32 * 1024;
 /// A pod with a broken token asks every second; its owner needs one line, not a flood.
 const ONE_LINE_IN: Duration = Duration::from_secs(60);
 
@@ -72,6 +73,7 @@ impl Service {
         now: Now,
     ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
         route(request)?;
+        bound_headers(request.headers())?;
         check_host(host(request), ends.local)?;
         if self.verify == Verify::Enforce {
             return Err(Rejection::CannotEnforce);
@@ -89,6 +91,12 @@ fn route<B>(request: &Request<B>) -> Result<(), Rejection> {
         (PATH, _) => Err(Rejection::MethodNotAllowed),
         _ => Err(Rejection::NotFound),
     }
+}
+
+/// hyper bounds what it has to buffer before it can parse, which may be more than this.
+fn bound_headers(headers: &HeaderMap) -> Result<(), Rejection> {
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if size > HEADER_BLOCK { Err(Rejection::HeadersTooLarge) } else { Ok(()) }
 }
 
 /// What the client thinks it is talking to. A request line with a whole URL overrides `Host` (RFC 9112, 3.2.2), and

@@ -15,12 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Connected;
-use crate::request::{Ends, Service};
+use crate::request::{Ends, HEADER_BLOCK, Service};
 
 /// A client that has not sent its headers by then is stuck or hostile. Idle keep-alive connections end by it too.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
-/// hyper answers 431 above it.
-const HEADER_BLOCK: usize = 32 * 1024;
 /// Pods of a whole node may start at once.
 const BACKLOG: i32 = 4_096;
 /// Out of file descriptors: connections must end before more can begin.

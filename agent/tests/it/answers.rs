@@ -84,10 +84,9 @@ async fn a_host_that_is_not_the_agents_is_refused() {
         ("10.0.0.1", 403),
         ("", 403),
     ] {
-        let answer = raw(
-            &node,
-            &format!("GET /v1/credentials HTTP/1.1\r\nHost: {host}\r\nAuthorization: {token}\r\n\r\n"),
-        );
+        let request =
+            format!("GET /v1/credentials HTTP/1.1\r\nHost: {host}\r\nAuthorization: {token}\r\n\r\n");
+        let answer = raw(&node, &request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
     }
     let absolute = format!(
@@ -129,10 +128,8 @@ async fn a_connection_serves_again_and_again_until_an_error_of_the_server() {
     node.eks.create_association("web", "slow", crate::harness::ROLE);
     node.eks.settings(|s| s.latency_ms = 60_000);
     let slow = node.eks.mint(PodToken::new("web", "slow", "p")).token;
-    let answer = raw(
-        &node,
-        &format!("GET /v1/credentials HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {slow}\r\n\r\n"),
-    );
+    let request = format!("GET /v1/credentials HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {slow}\r\n\r\n");
+    let answer = raw(&node, &request).await;
     assert!(
         answer.starts_with("HTTP/1.1 503 ") && answer.to_lowercase().contains("connection: close"),
         "{answer}"

@@ -4,5 +4,6 @@ mod answers;
 mod harness;
 mod keys;
 mod operations;
+mod readme;
 mod tokens;
 mod upstream;

@@ -29,6 +29,33 @@ pub enum TokenError {
 }
 
 impl TokenError {
+    /// All of them, for what is written about them.
+    pub const ALL: [TokenError; 23] = [
+        TokenError::Missing,
+        TokenError::Duplicate,
+        TokenError::TooLong,
+        TokenError::Bearer,
+        TokenError::NotThreeParts,
+        TokenError::NotBase64Url,
+        TokenError::Header,
+        TokenError::Algorithm,
+        TokenError::CriticalHeader,
+        TokenError::NoKeyId,
+        TokenError::Payload,
+        TokenError::Issuer,
+        TokenError::Audience,
+        TokenError::NoExpiry,
+        TokenError::Expired,
+        TokenError::NotYetValid,
+        TokenError::NotAServiceAccount,
+        TokenError::SubjectMismatch,
+        TokenError::NoPod,
+        TokenError::NoServiceAccountUid,
+        TokenError::Names,
+        TokenError::UnknownKey,
+        TokenError::Signature,
+    ];
+
     /// The metric label.
     pub fn reason(self) -> &'static str {
         self.entry().0

@@ -1,0 +1,41 @@
+//! README says what the code says.
+
+use podcred::{config, reject};
+
+use crate::harness::Node;
+
+const README: &str = include_str!("../../../README.md");
+
+/// What stands between `<!-- name: … -->` and `<!-- /name -->`.
+fn section(name: &str) -> &str {
+    let (_, from) = README.split_once(&format!("<!-- {name}: ")).expect("the section begins");
+    let (_, from) = from.split_once("-->\n").expect("the marker ends");
+    from.split_once(&format!("<!-- /{name} -->")).expect("the section ends").0
+}
+
+/// On a mismatch the text that belongs there is printed whole, to be pasted.
+fn check(name: &str, expected: &str) {
+    let found = section(name);
+    assert!(found == expected, "README's section {name} should be:\n{expected}");
+}
+
+#[test]
+fn every_flag_is_in_it() {
+    check("flags", &config::flag_table());
+}
+
+#[test]
+fn every_refusal_is_in_it() {
+    check("refusals", &reject::table());
+}
+
+#[tokio::test]
+async fn every_metric_is_in_it() {
+    let node = Node::start(&[]).await;
+    node.ask(&node.pod("p").token).await.key();
+    node.ask("rubbish").await;
+    for family in node.agent.scrape().await.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().expect("a name");
+        assert!(README.contains(&format!("`{name}`")), "{name}");
+    }
+}
