@@ -72,18 +72,23 @@ async fn unknown_keys_share_one_fetch_in_ten_seconds() {
     assert!(has(&keys, "first", start).await);
 }
 
+/// A server that publishes both keys, each time when the gate lets it.
+async fn gated(gate: &Arc<Notify>) -> Loopback {
+    let gate = Arc::clone(gate);
+    Loopback::taking_its_time(move |_| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.notified().await;
+            publish(&[KEY.jwk(), OTHER_KEY.jwk()])
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_request_that_gives_up_takes_nothing_from_the_others() {
     let gate = Arc::new(Notify::new());
-    let held = Arc::clone(&gate);
-    let server = Loopback::taking_its_time(move |_| {
-        let gate = Arc::clone(&held);
-        async move {
-            gate.notified().await;
-            publish(&[KEY.jwk()])
-        }
-    })
-    .await;
+    let server = gated(&gate).await;
     let keys = keys_of(&server);
     let at = now();
     let find = || {
@@ -96,6 +101,26 @@ async fn a_request_that_gives_up_takes_nothing_from_the_others() {
     assert!(gives_up.await.unwrap_err().is_cancelled());
     gate.notify_one();
     assert!(stays.await.unwrap());
+    assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn all_pods_that_come_with_a_new_key_wait_for_the_one_fetch() {
+    let gate = Arc::new(Notify::new());
+    let server = gated(&gate).await;
+    let keys = keys_of(&server);
+    let start = now();
+    let old = KeySet::parse(jwks(&[KEY.jwk()]).as_bytes()).unwrap();
+    keys.learn(Ok((old, Duration::from_secs(60))), start);
+
+    let mut pods = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let keys = Arc::clone(&keys);
+        pods.spawn(async move { has(&keys, "second", start).await });
+    }
+    server.was_asked(1).await;
+    gate.notify_one();
+    assert_eq!(pods.join_all().await, [true; 5]);
     assert_eq!(server.asked().len(), 1);
 }
 
