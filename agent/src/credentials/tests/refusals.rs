@@ -1,0 +1,97 @@
+//! What each refusal of EKS Auth costs, and whom.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn each_refusal_is_remembered_for_seconds_and_no_longer() {
+    for kind in [
+        RefusalKind::ResourceNotFound,
+        RefusalKind::AccessDenied,
+        RefusalKind::InvalidToken,
+        RefusalKind::ExpiredToken,
+        RefusalKind::Invalid,
+    ] {
+        let node = Node::new();
+        node.rule(move |_| (Duration::from_millis(50), Err(refusal(kind))));
+        let p = pod("web", "app", "p");
+        for _ in 0..20 {
+            assert!(is_refused(&node.ask(&p).await, kind), "{kind:?}");
+        }
+        assert_eq!(node.calls(), 1, "{kind:?}");
+        node.works();
+        pass(6).await;
+        assert!(node.ask(&p).await.is_ok(), "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_association_drops_what_it_gave() {
+    let node = Node::new();
+    let p = pod("web", "app", "p");
+    node.key(&p).await;
+    node.rule(|_| (Duration::from_millis(50), Err(refusal(RefusalKind::ResourceNotFound))));
+    pass(3 * HOUR + 5).await;
+    assert!(is_refused(&node.ask(&p).await, RefusalKind::ResourceNotFound));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_costs_nobody_else_and_is_served_from_no_cache() {
+    let node = Node::new();
+    let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
+    node.rule(|token| {
+        let dead = token.ends_with("/dead");
+        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
+    });
+    let (of_dead, of_live) = tokio::join!(node.ask(&dead), node.ask(&live));
+    assert!(is_refused(&of_dead, RefusalKind::InvalidToken));
+    assert!(of_live.is_ok());
+    // The memory has lapsed, the cache is warm, and still EKS Auth is asked about this token.
+    pass(10).await;
+    assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
+    assert_eq!(node.calls_of("web/app/dead"), 2);
+    node.works();
+    pass(10).await;
+    assert!(node.ask(&dead).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn access_denied_keeps_what_is_valid_until_a_second_pods_token_confirms_it() {
+    let node = Node::new();
+    let (first, second, other) = (pod("web", "app", "a"), pod("web", "app", "b"), pod("web", "other", "p"));
+    node.key(&first).await;
+    node.key(&other).await;
+    node.rule(|token| {
+        let denied = token.starts_with("web/app");
+        (Duration::from_millis(50), if denied { Err(refusal(RefusalKind::AccessDenied)) } else { Ok(()) })
+    });
+    pass(3 * HOUR + 30).await;
+    assert!(node.ask(&first).await.is_ok(), "one pod's denial proves nothing");
+    assert!(node.calls_of("web/app/a") > 1);
+    // The second pod asks; the next renewal tries its token too.
+    let _ = node.ask(&second).await;
+    pass(120).await;
+    assert!(is_refused(&node.ask(&first).await, RefusalKind::AccessDenied));
+    assert!(node.ask(&other).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_permission_of_the_agent_costs_no_pod_its_credentials() {
+    let node = Node::new();
+    let pods: Vec<Pod> = ["a", "b", "c"]
+        .iter()
+        .flat_map(|sa| [pod("web", sa, &format!("{sa}1")), pod("web", sa, &format!("{sa}2"))])
+        .collect();
+    for p in &pods {
+        node.key(p).await;
+    }
+    node.rule(|_| (Duration::from_millis(50), Err(refusal(RefusalKind::AccessDenied))));
+    pass(5 * HOUR).await;
+    for p in &pods {
+        assert!(node.ask(p).await.is_ok());
+    }
+    assert!(node.credentials.census(node.clock.now()).own_permission_suspected);
+    node.works();
+    pass(120).await;
+    let census = node.credentials.census(node.clock.now());
+    assert_eq!((census.fresh, census.own_permission_suspected), (3, false));
+}
