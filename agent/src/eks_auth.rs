@@ -57,5 +57,8 @@ pub enum RefusalKind {
 
 /// The one upstream call, as a trait so that the cache can be tested against scripted answers.
 pub trait EksAuth: Send + Sync + 'static {
-    fn assume_role_for_pod_identity(&self, token: SecretString) -> BoxFuture<'static, Result<Assumed, Failure>>;
+    fn assume_role_for_pod_identity(
+        &self,
+        token: SecretString,
+    ) -> BoxFuture<'static, Result<Assumed, Failure>>;
 }

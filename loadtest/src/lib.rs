@@ -1,1 +1,6 @@
 //! What podcred is tested against.
+//!
+//! [`eks`] is a simulated EKS: everything of AWS that a pod's credentials depend on, on one loopback address.
+
+mod clock;
+pub mod eks;
