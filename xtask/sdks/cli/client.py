@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -9,23 +10,21 @@ import time
 AWS = pathlib.Path(sys.executable).with_name("aws")
 
 
-def aws(*arguments):
-    done = subprocess.run([sys.executable, AWS, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr.strip() or f"aws ended with status {done.returncode}")
-    return json.loads(done.stdout)
-
-
-def get():
-    credentials = aws("configure", "export-credentials", "--format", "process")
-    return {"accessKeyId": credentials["AccessKeyId"], "expiration": credentials.get("Expiration")}
-
-
 def identity():
-    return {**get(), "arn": aws("sts", "get-caller-identity", "--output", "json")["Arn"]}
+    # The CLI has no command that tells which credentials it uses; its debug log does, in the signature of the request.
+    # That log holds a session token as well and goes no further than this function.
+    command = [sys.executable, AWS, "--debug", "sts", "get-caller-identity", "--output", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}")
+    used = re.search(r"Credential=(\w+)/", done.stderr)
+    if used is None:
+        raise RuntimeError("the CLI's debug log shows no signed request")
+    caller = json.loads(done.stdout)
+    return {"accessKeyId": used.group(1), "account": caller["Account"], "arn": caller["Arn"]}
 
 
-COMMANDS = {"get": get, "identity": identity}
+COMMANDS = {"get": identity, "identity": identity}
 
 for line in sys.stdin:
     started = time.monotonic()
