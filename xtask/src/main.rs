@@ -67,11 +67,11 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<Counts> {
     match task {
-        Task::Demo(arguments) => demo::run(&arguments).await,
-        Task::Sdks(arguments) => sdks::run(&arguments).await,
-        Task::Test(arguments) => test::run(&arguments).await,
+        Task::Demo(arguments) => Box::pin(demo::run(&arguments)).await,
+        Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
+        Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
         Task::Setup => {
-            setup::all().await?;
+            Box::pin(setup::all()).await?;
             Ok(Counts::default())
         }
     }

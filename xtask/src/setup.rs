@@ -50,7 +50,7 @@ pub(crate) async fn sdks(wanted: &[Sdk]) -> Result<(Vec<Sdk>, Vec<(Sdk, String)>
     let js = on_demand(&here, Sdk::Js, &["package.json", "package-lock.json", "client.mjs"], "node", npm());
     let go = on_demand(&here, Sdk::Go, &["go.mod", "go.sum", "main.go"], "go", go_build());
     let java = on_demand(&here, Sdk::Java, &["pom.xml", "Client.java"], "javac", maven());
-    tokio::try_join!(python, js, go, java)?;
+    Box::pin(async { tokio::try_join!(python, js, go, java) }).await?;
     Ok((here, left_out))
 }
 

@@ -79,11 +79,11 @@ impl Step {
                 one(cargo().args(arguments)).await
             }
             Step::Tests => tests().await,
-            Step::Sdks => Ok((sdks::run(&sdks::Arguments::default()).await?, None)),
+            Step::Sdks => Ok((Box::pin(sdks::run(&sdks::Arguments::default())).await?, None)),
             Step::Demo => {
                 let (pods, roles) = (12, 3);
                 let short = demo::Arguments { keep: false, pods, roles, profile: Profile::Dev, agent: None };
-                Ok((demo::run(&short).await?, None))
+                Ok((Box::pin(demo::run(&short)).await?, None))
             }
             Step::Deny => deny().await,
         }
@@ -107,8 +107,8 @@ async fn tests() -> Result<(Counts, LeftOut)> {
             command.env("PODCRED_PROMTOOL", promtool);
         }
         None => {
-            left_out =
-                Some("promtool's check of /metrics: no promtool, and no apt-get to fetch it".to_owned())
+            let reason = "promtool's check of /metrics: no promtool, and no apt-get to fetch it";
+            left_out = Some(reason.to_owned());
         }
     }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;

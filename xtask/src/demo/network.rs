@@ -43,9 +43,7 @@ impl Network {
         let labels: Vec<String> =
             std::iter::once("node".to_owned()).chain((1..=pods).map(|n| format!("pod{n}"))).collect();
         let namespaces = Namespaces::add(&labels)?;
-        let [node, pod_names @ ..] = namespaces.names() else {
-            unreachable!("there is a name for each label")
-        };
+        let [node, pod_names @ ..] = namespaces.names() else { bail!("no namespace was made") };
         batch(
             Some(node),
             &format!(
@@ -127,7 +125,7 @@ fn connect(node: &str, pods: &[String], ipv6: bool) -> Result<()> {
         );
         if ipv6 {
             script += &format!(
-                "address add fd00:10:244::1:{n:x}/64 dev eth0 nodad\n-6 route add default via fd00:10:244::1\n"
+                "address add fd00:10:244::1:{n:x}/64 dev eth0 nodad\nroute add ::/0 via fd00:10:244::1\n"
             );
         }
         batch(Some(pod), &script)?;

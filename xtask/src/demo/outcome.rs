@@ -40,7 +40,7 @@ impl Outcome<'_> {
             let name = format!("{}/{}", role.namespace, role.account);
             let calls = self.calls.by_role.get(&name).copied().unwrap_or_default();
             let pods: Vec<&PodOutcome> = self.pods.iter().filter(|pod| pod.role == name).collect();
-            rows.push(row(&name, &pods, calls));
+            rows.push(role_row(&name, &pods, calls));
             counts.add(check(
                 calls == 1,
                 || format!("{name}: {calls} EKS Auth calls, not one"),
@@ -53,15 +53,14 @@ impl Outcome<'_> {
             }
         }
         let all: Vec<&PodOutcome> = self.pods.iter().collect();
-        rows.push(row("all", &all, self.calls.total));
-        println!("\n{}", table(&HEADER, &rows));
+        rows.push(role_row("all", &all, self.calls.total));
+        println!("\n{}\n{}", table(&HEADER, &rows), sdk_table(self.pods));
         self.print_sessions();
-        println!("\n{} pods in {:.0} s: {}.", all.len(), self.took.as_secs_f32(), by_sdk(&all));
+        println!("\nTimes are of the SDK's first fetch in a new pod (of the aws CLI: of a whole command).");
         println!(
-            "Milliseconds are those of the SDK's first fetch in a new pod (of the aws CLI: of a whole command)."
-        );
-        println!(
-            "EKS Auth calls: {} with podcred; an agent that caches per pod needs {}.",
+            "{} pods in {:.0} s; EKS Auth calls: {} with podcred, {} by an agent that caches per pod.",
+            all.len(),
+            self.took.as_secs_f32(),
             self.calls.total,
             all.len()
         );
@@ -92,27 +91,29 @@ fn check(good: bool, otherwise: impl FnOnce() -> String, problems: &mut String) 
     Counts { failed: 1, ..Counts::default() }
 }
 
-fn row(name: &str, pods: &[&PodOutcome], calls: u64) -> Vec<String> {
+fn role_row(name: &str, pods: &[&PodOutcome], calls: u64) -> Vec<String> {
+    let (served, times) = times(pods);
+    let cells = [pods.len().to_string(), served, calls.to_string(), pods.len().to_string()];
+    [&[name.to_owned()], &cells[..], &times].concat()
+}
+
+fn sdk_table(pods: &[PodOutcome]) -> String {
+    let rows: Vec<Vec<String>> = Sdk::ALL
+        .into_iter()
+        .filter_map(|sdk| {
+            let pods: Vec<&PodOutcome> = pods.iter().filter(|pod| pod.sdk == sdk).collect();
+            let (served, times) = times(&pods);
+            let name = sdk.title().to_owned();
+            (!pods.is_empty()).then(|| [&[name, pods.len().to_string(), served], &times[..]].concat())
+        })
+        .collect();
+    table(&["SDK", "pods", "with the right role", "p50 ms", "max ms"], &rows)
+}
+
+/// How many got what they should, and the median and longest time of those.
+fn times(pods: &[&PodOutcome]) -> (String, [String; 2]) {
     let mut times: Vec<u64> = pods.iter().filter_map(|pod| Some(pod.result.as_ref().ok()?.0)).collect();
     times.sort_unstable();
     let shown = |time: Option<&u64>| time.map_or_else(|| "–".to_owned(), u64::to_string);
-    vec![
-        name.to_owned(),
-        pods.len().to_string(),
-        times.len().to_string(),
-        calls.to_string(),
-        pods.len().to_string(),
-        shown(times.get(times.len() / 2)),
-        shown(times.last()),
-    ]
-}
-
-fn by_sdk(pods: &[&PodOutcome]) -> String {
-    let mut numbers: BTreeMap<Sdk, usize> = BTreeMap::new();
-    for pod in pods {
-        *numbers.entry(pod.sdk).or_default() += 1;
-    }
-    let parts: Vec<String> =
-        numbers.into_iter().map(|(sdk, number)| format!("{number} with {}", sdk.title())).collect();
-    parts.join(", ")
+    (times.len().to_string(), [shown(times.get(times.len() / 2)), shown(times.last())])
 }
