@@ -132,7 +132,7 @@ fn plan<'a>(index: usize, roles: &'a [Role], sdks: &[Sdk], network: &Network) ->
         service_account: role.account.clone(),
         pod_name: format!("{}-{}", role.account, round + 1),
     };
-    Planned { role, sdk, name, uri: network.uri(network.ipv6 && index % 2 == 1) }
+    Planned { role, sdk, name, uri: network.uri(network.ipv6 && round % 2 == 1) }
 }
 
 fn role(index: usize) -> Role {

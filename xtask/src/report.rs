@@ -46,7 +46,7 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let padded: Vec<String> = cells
             .zip(&widths)
-            .map(|(cell, &width)| match cell.starts_with(|first: char| first.is_ascii_digit()) {
+            .map(|(cell, &width)| match cell.bytes().all(|byte| byte.is_ascii_digit()) {
                 true => format!("{cell:>width$}"),
                 false => format!("{cell:<width$}"),
             })
