@@ -1,18 +1,123 @@
 //! Who does this token say is calling, and is that true?
 
 pub mod keys;
+#[cfg(test)]
+mod tests;
 pub mod token;
 
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use jsonwebtoken::Algorithm;
+use quick_cache::sync::Cache;
+
+use self::keys::{Keys, Lookup};
+use self::token::{MAX_TOKEN_BYTES, TokenError};
 use crate::claims::{Claims, TokenHash};
+use crate::clock::Now;
 
 /// A token that passed.
 #[derive(Clone, Debug)]
 pub enum Authenticated {
     /// The signature is good and every claim was checked.
-    Verified(Arc<Claims>),
+    Verified(Arc<Claims>, TokenHash),
     /// No key set could be had at all, so nobody checked the signature. Issuer, audience and expiry fit; EKS Auth
     /// is the one to check it. These claims reach no label and no log.
     Unchecked(Arc<Claims>, TokenHash),
+}
+
+/// Checks tokens of one issuer. A signature is checked once; after that the token is known by its SHA-256 until it
+/// expires, also when the key that signed it is gone by then.
+pub struct Authenticator {
+    issuer: Box<str>,
+    keys: Arc<Keys>,
+    known: Cache<TokenHash, Arc<Claims>>,
+    verified: AtomicU64,
+}
+
+impl Authenticator {
+    pub fn new(issuer: String, keys: Arc<Keys>, verified_capacity: usize) -> Self {
+        Authenticator {
+            issuer: issuer.into(),
+            keys,
+            known: Cache::new(verified_capacity),
+            verified: AtomicU64::new(0),
+        }
+    }
+
+    /// `token` is the raw value of the one `Authorization` header.
+    pub async fn authenticate(&self, token: &[u8], now: Now) -> Result<Authenticated, TokenError> {
+        // Before the hash: an attacker must not choose how much is hashed.
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::TooLong);
+        }
+        let hash = sha256(token);
+        if let Some(claims) = self.known.get(&hash) {
+            token::check_expiry(claims.expires, now.wall)?;
+            return Ok(Authenticated::Verified(claims, hash));
+        }
+        self.check(token, hash, now).await
+    }
+
+    /// Signatures that were checked and good, since the start.
+    pub fn tokens_verified(&self) -> u64 {
+        self.verified.load(Ordering::Relaxed)
+    }
+
+    async fn check(&self, token: &[u8], hash: TokenHash, now: Now) -> Result<Authenticated, TokenError> {
+        let unverified = token::parse(token, &self.issuer, now.wall)?;
+        let key = match self.keys.find(unverified.key_id(), now).await {
+            Lookup::Found(key) => key,
+            Lookup::Unknown => return Err(TokenError::UnknownKey),
+            Lookup::NoKeys => return Ok(Authenticated::Unchecked(Arc::new(unverified.into_claims()), hash)),
+        };
+        // jsonwebtoken's own check of claims reads the clock; only its check of signatures is used.
+        let good = jsonwebtoken::crypto::verify(
+            unverified.signature(),
+            unverified.signed_part(),
+            &key,
+            Algorithm::RS256,
+        );
+        if !matches!(good, Ok(true)) {
+            return Err(TokenError::Signature);
+        }
+        self.verified.fetch_add(1, Ordering::Relaxed);
+        let claims = Arc::new(unverified.into_claims());
+        self.known.insert(hash, Arc::clone(&claims));
+        Ok(Authenticated::Verified(claims, hash))
+    }
+}
+
+impl fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticator")
+            .field("issuer", &self.issuer)
+            .field("keys", &self.keys)
+            .field("known", &self.known.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The issuer that the agent's own projected token names. The kubelet put that file there, so it can be trusted
+/// without a signature; a token that a pod presents never names the issuer it is checked against.
+pub fn issuer_from_token_file(path: &Path) -> Result<String, String> {
+    let remedy = "project a service account token there, or give --issuer";
+    let token = std::fs::read_to_string(path).map_err(|error| {
+        format!("the agent's own token {} cannot be read: {error}; {remedy}", path.display())
+    })?;
+    let issuer = token::issuer_of(token.trim()).ok_or_else(|| {
+        format!("{} holds no service account token that names its issuer; {remedy}", path.display())
+    })?;
+    keys::check_url(&issuer)
+        .map_err(|problem| format!("the issuer {issuer:?} in {} {problem}; {remedy}", path.display()))?;
+    Ok(issuer)
+}
+
+fn sha256(token: &[u8]) -> TokenHash {
+    let mut hash = TokenHash::default();
+    hash.copy_from_slice(digest(&SHA256, token).as_ref());
+    hash
 }

@@ -303,7 +303,7 @@ impl Cli {
         let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let Command::Server(config) = &cli.command {
             config.check_listeners().map_err(|problem| {
-                clap::Error::raw(ErrorKind::ValueValidation, problem).with_cmd(&command)
+                clap::Error::raw(ErrorKind::ValueValidation, problem + "\n").with_cmd(&command)
             })?;
         }
         Ok(cli)

@@ -1,10 +1,17 @@
 //! EKS Auth: exchanging a pod's token for its role's credentials.
 
+mod client;
+mod failure;
+mod rotation;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
+pub use self::client::{ClientConfig, EksAuthClient};
 use crate::clock::UnixTime;
 
 /// What `AssumeRoleForPodIdentity` answered.
@@ -53,6 +60,55 @@ pub enum RefusalKind {
     ExpiredToken,
     /// InvalidRequest, InvalidParameter, or a client error that is not modelled.
     Invalid,
+}
+
+impl Failure {
+    /// The metric label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Failure::Refused(refusal) => refusal.kind.label(),
+            Failure::Throttled { .. } => "eks_auth_throttled",
+            Failure::Unavailable { .. } => "eks_auth_unavailable",
+        }
+    }
+
+    /// The HTTP status that EKS Auth answered with, if it did and said something that the agent understood.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Failure::Refused(refusal) => Some(refusal.status),
+            Failure::Throttled { .. } => Some(429),
+            Failure::Unavailable { .. } => None,
+        }
+    }
+}
+
+impl RefusalKind {
+    pub fn label(self) -> &'static str {
+        match self {
+            RefusalKind::ResourceNotFound => "eks_auth_resource_not_found",
+            RefusalKind::AccessDenied => "eks_auth_access_denied",
+            RefusalKind::InvalidToken => "eks_auth_invalid_token",
+            RefusalKind::ExpiredToken => "eks_auth_expired_token",
+            RefusalKind::Invalid => "eks_auth_invalid_request",
+        }
+    }
+
+    /// What the owner of the pod can do about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            RefusalKind::ResourceNotFound => {
+                "Create a pod identity association for this service account; a new one takes some seconds to arrive."
+            }
+            RefusalKind::AccessDenied => {
+                "Check that the role's trust policy lets pods.eks.amazonaws.com do sts:AssumeRole and sts:TagSession, \
+                 and that the node role allows eks-auth:AssumeRoleForPodIdentity."
+            }
+            RefusalKind::InvalidToken | RefusalKind::ExpiredToken => {
+                "The token does not belong to a running pod of this cluster any more; recreate the pod."
+            }
+            RefusalKind::Invalid => "EKS Auth could not read the request; check the agent's --cluster-name.",
+        }
+    }
 }
 
 /// The one upstream call, as a trait so that the cache can be tested against scripted answers.

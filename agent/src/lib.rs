@@ -1,7 +1,21 @@
 //! podcred: credentials for the pods of one EKS node.
+//!
+//! A request's way: [`server`] accepts the connection, [`request`] lists the steps, [`authenticate`] checks the token,
+//! [`authorize`] gives the permit, [`credentials`] finds or fetches what it is for, [`eks_auth`] is whom it asks, and
+//! [`reject`] says what went wrong. [`app`] wires them.
 
+pub mod admin;
+pub mod app;
 pub mod authenticate;
+pub mod authorize;
 pub mod claims;
 pub mod clock;
 pub mod config;
+pub mod credentials;
 pub mod eks_auth;
+pub mod link;
+pub mod logging;
+pub mod metrics;
+pub mod reject;
+pub mod request;
+pub mod server;

@@ -1,1 +1,71 @@
-fn main() {}
+//! The `podcred` command.
+
+use std::process::ExitCode;
+
+use podcred::admin::control;
+use podcred::config::{Cli, Command, FlushConfig, InitializeConfig, ServerConfig};
+use podcred::{app, link, logging};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    let cli = Cli::from_args(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
+    logging::init(cli.log);
+    let result = match cli.command {
+        Command::Server(config) => server(*config),
+        Command::Initialize(config) => initialize(config),
+        Command::Flush(config) => flush(&config),
+        Command::Version => {
+            println!("podcred {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("podcred: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn server(config: ServerConfig) -> Result<(), String> {
+    logging::harden_process().map_err(|error| format!("core dumps cannot be turned off: {error}"))?;
+    let runtime = runtime(Builder::new_multi_thread().worker_threads(config.workers))?;
+    runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        let mut terminate =
+            signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM cannot be handled: {e}"))?;
+        let mut interrupt =
+            signal(SignalKind::interrupt()).map_err(|e| format!("SIGINT cannot be handled: {e}"))?;
+        tokio::spawn({
+            let cancel = cancel.clone();
+            async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                cancel.cancel();
+            }
+        });
+        app::run(config, cancel).await
+    })
+}
+
+fn initialize(config: InitializeConfig) -> Result<(), String> {
+    let outcome = runtime(&mut Builder::new_current_thread())?
+        .block_on(link::run(&config))
+        .map_err(|problem| format!("initialize: {problem}"))?;
+    tracing::debug!(?outcome, "initialize is done");
+    Ok(())
+}
+
+fn flush(config: &FlushConfig) -> Result<(), String> {
+    println!("{}", control::flush(&config.control_socket, config.service_account.as_ref())?);
+    Ok(())
+}
+
+fn runtime(builder: &mut Builder) -> Result<Runtime, String> {
+    builder.enable_all().build().map_err(|error| format!("the async runtime does not start: {error}"))
+}

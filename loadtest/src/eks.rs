@@ -16,7 +16,7 @@
 //! | `GET /control/settings` | → all of [`Settings`], in camelCase |
 //! | `PATCH /control/settings` | the fields to change → all of them |
 //! | `GET /control/calls` | → the EKS Auth calls, oldest first: a list of [`Call`] |
-//! | `GET /control/counts` | → [`Counts`]: `{total, byRole: {"ns/sa": n}, byResult: {"OK": n}, issuerKeyFetches}` |
+//! | `GET /control/counts` | → [`Counts`]: `{total, byRole: {"ns/sa": n}, byResult: {"OK": n}, issuerKeyFetches, inFlight}` |
 //! | `POST /control/calls/reset` | → `{}`; forgets calls and counts |
 //! | `POST /control/tokens` | [`PodToken`] `{namespace, serviceAccount, podName, serviceAccountUid?, podUid?, nodeName?, audience?, expirationSeconds?, claimOverrides?: {"/json/pointer": value or null}, headerOverrides?: {name: value or null}, foreignKey?}` → [`Minted`] `{token, expirationTimestamp, expires, tokenId, podUid, serviceAccountUid}` |
 //! | `POST /control/keys/rotate` | `{publish?: true, retireOld?: false}` → `{kid}`; a new key signs from now on |
@@ -205,8 +205,14 @@ impl SimulatedEks {
     }
 
     /// Changes settings, for requests from now on; a request that hangs in an outage goes on when that ends.
+    ///
+    /// # Panics
+    /// Where [`Settings::check`] refuses what `change` makes of them.
     pub fn settings(&self, change: impl FnOnce(&mut Settings)) {
-        self.app.settings.send_modify(change);
+        self.app.settings.send_modify(|settings| {
+            change(settings);
+            settings.check().unwrap_or_else(|why| panic!("{why}"));
+        });
     }
 
     /// # Panics
@@ -248,7 +254,7 @@ impl SimulatedEks {
         Ok(())
     }
 
-    /// The EKS Auth calls so far, oldest first.
+    /// The EKS Auth calls that were answered so far, oldest first.
     pub fn calls(&self) -> Vec<Call> {
         self.app.state().calls.calls()
     }
@@ -258,7 +264,7 @@ impl SimulatedEks {
     }
 
     pub fn reset_calls(&self) {
-        self.app.state().calls = calls::CallLog::default();
+        self.app.state().calls.reset();
     }
 
     /// A new key signs from now on; `publish` shows it, `retire_old` hides all older ones. Gives its id.

@@ -102,6 +102,10 @@ fn rotate_credentials_is_a_switch_and_a_flag_with_a_value() {
 #[test]
 fn the_last_of_two_equal_flags_wins() {
     assert_eq!(server(&["--port", "81", "-p", "82"]).unwrap().port, 82);
+    assert_eq!(
+        parse(&["podcred", "-v", "debug", "-v", "warn", "version"]).unwrap().log.verbosity,
+        Verbosity::Warn
+    );
     let cli = parse(&["podcred", "-v", "debug", "server", "-c", "c", "-v", "warn", "-v", "error"]).unwrap();
     assert_eq!(cli.log.verbosity, Verbosity::Error);
 }

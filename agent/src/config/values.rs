@@ -88,14 +88,18 @@ fn names<E: ValueEnum + 'static>() -> impl Iterator<Item = PossibleValue> {
 }
 
 fn error(cmd: &Command, arg: Option<&Arg>, value: &OsStr, source: ValueSource, problem: &str) -> Error {
-    let flag = arg.and_then(Arg::get_long).map_or_else(|| "argument".to_owned(), |long| format!("--{long}"));
+    let positional = || arg.and_then(Arg::get_value_names).map_or("argument", |names| names[0].as_str());
+    let flag = match arg.and_then(Arg::get_long) {
+        Some(long) => format!("--{long}"),
+        None => positional().to_owned(),
+    };
     let origin = match arg.and_then(Arg::get_env) {
         Some(name) if source == ValueSource::EnvVariable => {
             format!(" (from the environment variable {})", name.to_string_lossy())
         }
         _ => String::new(),
     };
-    let message = format!("{flag}{origin}: {:?} {problem}", without_userinfo(&value.to_string_lossy()));
+    let message = format!("{flag}{origin}: {:?} {problem}\n", without_userinfo(&value.to_string_lossy()));
     Error::raw(ErrorKind::ValueValidation, message).with_cmd(cmd)
 }
 
@@ -129,6 +133,12 @@ pub(super) fn identifier(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {
+    // The kubelet gives every pod PODCRED_METRICS_PORT=tcp://… where its namespace has a Service named podcred-metrics.
+    if text.starts_with("tcp://") {
+        return Err("is what Kubernetes sets for a Service of that name: set enableServiceLinks: false in the agent's \
+                    pod spec, or rename the Service"
+            .to_owned());
+    }
     text.parse().map_err(|_| "is not a port: 1 to 65535, or 0 for any free port".to_owned())
 }
 

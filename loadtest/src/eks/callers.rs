@@ -105,3 +105,48 @@ impl Callers {
         self.insert(caller);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn session(number: usize, expires: SystemTime) -> Caller {
+        let key = format!("ASIA{number}");
+        let session = Session {
+            access_key_id: key.clone(),
+            role_arn: String::new(),
+            session_arn: String::new(),
+            assumed_role_id: String::new(),
+            source_role_arn: None,
+            association_id: String::new(),
+            namespace: String::new(),
+            service_account: String::new(),
+            pod_uid: String::new(),
+            tags: BTreeMap::new(),
+            transitive_tag_keys: Vec::new(),
+            policy: None,
+            expiration: clock::epoch_seconds(expires),
+        };
+        let credentials = Credentials::new(key, "s", None, Some(expires), "test");
+        Caller { credentials, identity: Identity::Session(Box::new(session)) }
+    }
+
+    #[test]
+    fn sessions_long_over_are_forgotten_and_the_others_kept() {
+        let mut callers = Callers::default();
+        let now = clock::wall();
+        let long_ago = now - Duration::from_secs(7200);
+        let node = Credentials::new("NODE", "s", None, None, "test");
+        let identity = Identity::Node { arn: String::new(), user_id: String::new() };
+        callers.insert(Caller { credentials: node, identity });
+        callers.insert_session(session(0, now), now);
+        for number in 1..=10_000 {
+            callers.insert_session(session(number, long_ago), now);
+        }
+        assert!(callers.get("ASIA10000").is_some(), "the last one came after the sweep");
+        assert!(callers.get("ASIA1").is_none());
+        assert!(callers.get("ASIA0").is_some() && callers.get("NODE").is_some());
+    }
+}

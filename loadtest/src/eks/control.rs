@@ -38,7 +38,7 @@ fn respond(app: &App, path: &[&str], request: &Received) -> Result<Value, Refusa
         (&Method::GET, ["calls"]) => to_json(app.state().calls.calls()),
         (&Method::GET, ["counts"]) => to_json(app.state().calls.counts()),
         (&Method::POST, ["calls", "reset"]) => {
-            app.state().calls = Default::default();
+            app.state().calls.reset();
             Ok(json!({}))
         }
         (&Method::POST, ["tokens"]) => to_json(app.mint(read::<PodToken>(body)?).map_err(bad)?),
@@ -144,7 +144,8 @@ struct NodeCredentials {
 }
 
 fn put_node_credentials(app: &App, new: NodeCredentials) -> Result<Value, Refusal> {
-    let expiry = new.expires_in_seconds.map(|seconds| clock::wall() + Duration::from_secs(seconds));
+    let expiry =
+        new.expires_in_seconds.and_then(|seconds| clock::wall().checked_add(Duration::from_secs(seconds)));
     let access_key_id = new.access_key_id.clone();
     let credentials = Credentials::new(
         new.access_key_id,

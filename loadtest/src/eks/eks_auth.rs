@@ -295,6 +295,7 @@ impl<'a> Entry<'a> {
             access_key_id: None,
             duration_ms: 0.0,
         };
+        app.state().calls.begun();
         Entry { app, call: Some(call), started: clock::mono() }
     }
 

@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use super::reply::ErrorCode;
 
+const LONGEST_LIFE_SECONDS: u64 = 12 * 3600;
+const LONGEST_DELAY_MS: u64 = 24 * 3600 * 1000;
+
 /// All fields are flags of `simulated-eks` and, in camelCase, fields of `/control/settings`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Args)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[non_exhaustive]
 pub struct Settings {
     /// How long EKS Auth takes to answer.
     #[arg(long, value_name = "MS", default_value_t = 0)]
@@ -89,6 +91,18 @@ impl Settings {
         if !(0.0..=1.0).contains(&self.error_rate) {
             return Err(format!("errorRate is {}; it must be from 0 to 1", self.error_rate));
         }
+        if self.credential_life_seconds > LONGEST_LIFE_SECONDS {
+            return Err(format!(
+                "credentialLifeSeconds is {}; IAM's longest session has {LONGEST_LIFE_SECONDS}",
+                self.credential_life_seconds,
+            ));
+        }
+        if self.association_delay_ms > LONGEST_DELAY_MS {
+            return Err(format!(
+                "associationDelayMs is {}; it must be at most {LONGEST_DELAY_MS}, a day",
+                self.association_delay_ms,
+            ));
+        }
         match self.throttle_per_second {
             Some(rate) if !(rate > 0.0 && rate.is_finite()) => {
                 Err(format!("throttlePerSecond is {rate}; it must be above 0, or null for no limit"))
@@ -136,6 +150,8 @@ mod tests {
         assert!(settings.patched(json!({ "outage": "fire" })).unwrap_err().contains("`off`, `refuse`"));
         assert!(settings.patched(json!({ "errorRate": 1.5 })).unwrap_err().contains("from 0 to 1"));
         assert!(settings.patched(json!({ "throttlePerSecond": 0 })).unwrap_err().contains("above 0"));
+        assert!(settings.patched(json!({ "credentialLifeSeconds": 43_201 })).unwrap_err().contains("43200"));
+        assert!(settings.patched(json!({ "associationDelayMs": u64::MAX })).unwrap_err().contains("a day"));
         assert!(settings.patched(json!([1])).unwrap_err().contains("object"));
     }
 

@@ -196,8 +196,8 @@ impl PodToken {
             .service_account_uid
             .unwrap_or_else(|| objects.uid(Kind::ServiceAccount, &namespace, &account));
         let now = clock::epoch_seconds(now);
-        let expires = now + self.expiration_seconds.unwrap_or(DAY);
-        let issued = if expires > now { now } else { expires - 3600 };
+        let expires = now.saturating_add(self.expiration_seconds.unwrap_or(DAY));
+        let issued = if expires > now { now } else { expires.saturating_sub(3600) };
         let token_id = id::uuid();
         let mut claims = json!({
             "aud": [self.audience.as_deref().unwrap_or(AUDIENCE)],

@@ -4,7 +4,7 @@ use loadtest::eks::{Config, SimulatedEks};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::client::{Answer, associations, assume, control, send};
+use crate::client::{Answer, associations, assume, control, get, send};
 use crate::{ROLE, with_cart};
 
 async fn started() -> SimulatedEks {
@@ -116,7 +116,7 @@ async fn the_control_api_does_what_the_handle_does() {
     let counts = control(&eks, Method::GET, "/counts", Value::Null).await.body;
     assert_eq!(
         counts,
-        json!({ "total": 1, "byRole": { "shop/cart": 1 }, "byResult": { "OK": 1 }, "issuerKeyFetches": 0 })
+        json!({ "total": 1, "byRole": { "shop/cart": 1 }, "byResult": { "OK": 1 }, "issuerKeyFetches": 0, "inFlight": 0 })
     );
     control(&eks, Method::POST, "/calls/reset", Value::Null).await;
     assert_eq!(eks.counts().total, 0);

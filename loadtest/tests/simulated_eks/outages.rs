@@ -1,9 +1,9 @@
-use std::time::Duration;
-
 use loadtest::eks::{Config, Outage, PodToken, SimulatedEks};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::client::{Answer, HTTP, assume, get};
+use crate::client::{Answer, HTTP, assume};
 use crate::with_cart;
 
 fn cart(eks: &SimulatedEks) -> String {
@@ -22,16 +22,26 @@ async fn until(mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Polls `call` until the simulation has it.
+async fn in_flight(eks: &SimulatedEks, call: &mut (impl Future<Output = Answer> + Unpin)) {
+    tokio::select! {
+        answer = call => panic!("an answer came during the outage: {answer:?}"),
+        () = until(|| eks.counts().in_flight == 1) => {}
+    }
+}
+
 #[tokio::test]
 async fn a_hanging_call_goes_on_when_the_outage_ends() {
     let eks = with_cart().await;
     eks.settings(|settings| settings.outage = Outage::Hang);
     let token = cart(&eks);
     let mut call = Box::pin(assume(&eks, &token));
-    let waited = tokio::time::timeout(Duration::from_millis(200), &mut call).await;
-    assert!(waited.is_err(), "an answer came during the outage");
+    in_flight(&eks, &mut call).await;
+    eks.reset_calls();
+    assert_eq!((eks.counts().in_flight, eks.counts().total), (1, 0), "a reset keeps what is not answered");
     eks.settings(|settings| settings.outage = Outage::Off);
     assert_eq!(call.await.status, 200);
+    assert_eq!((eks.counts().in_flight, eks.counts().total), (0, 1));
 }
 
 #[tokio::test]
@@ -39,11 +49,13 @@ async fn a_call_whose_client_leaves_is_logged_as_abandoned() {
     let eks = with_cart().await;
     eks.settings(|settings| settings.outage = Outage::Hang);
     let token = cart(&eks);
-    let call = tokio::time::timeout(Duration::from_millis(200), assume(&eks, &token));
-    assert!(call.await.is_err());
+    let mut call = Box::pin(assume(&eks, &token));
+    in_flight(&eks, &mut call).await;
+    drop(call);
     until(|| eks.counts().total == 1).await;
     assert_eq!(eks.calls()[0].result, "abandoned");
     assert_eq!(eks.calls()[0].role, "shop/cart");
+    assert_eq!(eks.counts().in_flight, 0);
 }
 
 #[tokio::test]
@@ -114,19 +126,22 @@ async fn two_thousand_connections_in_bursts_are_all_answered() {
 async fn dropping_the_simulation_ends_its_connections_and_frees_its_port() {
     let eks = with_cart().await;
     eks.settings(|settings| settings.outage = Outage::Hang);
-    let url = eks.url().to_owned();
-    let call = tokio::spawn(raw_call(url.clone()));
-    let listen = url.strip_prefix("http://").unwrap().parse().unwrap();
-    // The call has begun once the listener has been asked; a second connection shows that it serves.
-    assert_eq!(get(format!("{}/keys", eks.issuer())).await.status(), 200);
+    let address = eks.url().strip_prefix("http://").unwrap().to_owned();
+    let mut connection = TcpStream::connect(&address).await.unwrap();
+    connection.write_all(b"GET /control/counts HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut buffer = [0; 4096];
+    assert!(connection.read(&mut buffer).await.unwrap() > 0, "the connection is served");
+    let call =
+        b"POST /clusters/demo/assume-role-for-pod-identity HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
+    connection.write_all(call).await.unwrap();
     drop(eks);
-    assert!(call.await.unwrap().is_err(), "the hanging call was answered");
+    let left = connection.read(&mut buffer).await;
+    assert!(matches!(left, Ok(0) | Err(_)), "{left:?} bytes of an answer");
+
     // The listener goes with its task, which ends when the runtime gets to it.
-    let next = loop {
-        match SimulatedEks::start(Config { listen, ..Config::default() }).await {
-            Ok(next) => break next,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    assert_eq!(next.url(), url);
+    let listen = address.parse().unwrap();
+    while let Err(error) = SimulatedEks::start(Config { listen, ..Config::default() }).await {
+        assert!(error.to_string().contains(&address), "{error}");
+        tokio::task::yield_now().await;
+    }
 }

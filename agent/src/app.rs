@@ -1,0 +1,226 @@
+//! The wiring of `podcred server`: what is made, in which order, and who is given what.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::slice;
+use std::sync::Arc;
+
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::control::{ControlListener, FlushRequest, serve_control};
+use crate::admin::{Readiness, serve_metrics, serve_probes};
+use crate::authenticate::keys::{KeySource, Keys};
+use crate::authenticate::{Authenticator, issuer_from_token_file};
+use crate::clock::Clock;
+use crate::config::{ServerConfig, Verify};
+use crate::credentials::{Credentials, Settings};
+use crate::eks_auth::{ClientConfig, EksAuthClient};
+use crate::metrics::{Metrics, Snapshot};
+use crate::request::{Logged, Service};
+use crate::server;
+
+/// The metrics port is open to the network: it must not be a way to the agent's file descriptors.
+const METRICS_CONNECTIONS: usize = 32;
+/// Verified tokens kept: about forty for each pod that fits on a node.
+const VERIFIED_TOKENS: usize = 10_000;
+
+/// The pods' listeners, and what to say of those that could not be bound.
+struct Bound {
+    listeners: Vec<TcpListener>,
+    skipped: Vec<String>,
+}
+
+/// Serves until `cancel`led. An error is something that must be mended before the agent can run at all.
+pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), String> {
+    let clock = Clock::default();
+    let metrics = Arc::new(
+        Metrics::new(Registry::new()).map_err(|error| format!("metrics cannot be registered: {error}"))?,
+    );
+    // Listening comes first: what connects from here on waits in the backlog instead of being refused, and Java's
+    // six attempts at a closed port are over in 29 ms.
+    let bound = bind(&config, &metrics)?;
+    let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
+    let probes =
+        server::listen(probes).map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
+    let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
+    let scrapes = server::listen(scrapes)
+        .map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
+    let control = ControlListener::bind(&config.control_socket).await;
+
+    let issuer = match &config.issuer {
+        Some(issuer) => issuer.clone(),
+        None => issuer_from_token_file(&config.token_file)?,
+    };
+    let source = match &config.jwks_url {
+        Some(url) => KeySource::at(url)?,
+        None => KeySource::of_issuer(&issuer)?,
+    };
+    let http = source.client()?;
+    let keys = Arc::new(Keys::new(source, http));
+    let eks_auth = EksAuthClient::connect(&ClientConfig {
+        cluster_name: config.cluster_name.clone(),
+        endpoint: config.endpoint.clone(),
+        rotate_credentials: config.rotate_credentials,
+        node_name: config.node_name.clone(),
+        instance_id: config.instance_id.clone(),
+        zone: config.zone.clone(),
+    })
+    .await?;
+    let settings = Settings {
+        max_cache_size: if config.caching() { config.max_cache_size } else { 0 },
+        retention: config.max_credential_retention,
+        renewals_per_second: config.max_service_qps,
+        revalidate_after: config.revalidate_after,
+        wait: config.eks_auth_wait,
+    };
+    let credentials = Credentials::new(&settings, Arc::new(eks_auth), Arc::clone(&metrics), clock.clone());
+    let service = Arc::new(Service {
+        authenticator: Authenticator::new(issuer, Arc::clone(&keys), VERIFIED_TOKENS),
+        sharing: config.sharing.clone(),
+        verify: config.verify,
+        credentials: credentials.clone(),
+        metrics,
+        clock: clock.clone(),
+        logged: Logged::default(),
+    });
+    say_what_verification_can_do(config.verify);
+    tracing::info!(
+        event = "serving",
+        version = env!("CARGO_PKG_VERSION"),
+        cluster = config.cluster_name,
+        credentials = addresses(&bound.listeners),
+        probes = addresses(slice::from_ref(&probes)),
+        metrics = addresses(slice::from_ref(&scrapes)),
+        "podcred serves credentials"
+    );
+
+    let background = TaskTracker::new();
+    background.spawn(Arc::clone(&keys).run(clock, cancel.clone()));
+    {
+        let (credentials, cancel) = (credentials.clone(), cancel.clone());
+        background.spawn(async move { credentials.run(cancel).await });
+    }
+    {
+        let (keys, skipped, verify) = (Arc::clone(&keys), bound.skipped, config.verify);
+        let control = control.as_ref().err().map(ToString::to_string);
+        let readiness = move || readiness(&keys, &skipped, control.as_deref(), verify);
+        background.spawn(serve_probes(probes, readiness, cancel.clone()));
+    }
+    {
+        let service = Arc::clone(&service);
+        background.spawn(serve_metrics(
+            scrapes,
+            move || scrape(&service, &keys),
+            METRICS_CONNECTIONS,
+            cancel.clone(),
+        ));
+    }
+    match control {
+        Ok(control) => {
+            let flush = move |request: FlushRequest| match &request {
+                FlushRequest::All => credentials.flush(None),
+                FlushRequest::Of(account) => credentials.flush(Some((&account.namespace, &account.name))),
+            };
+            background.spawn(serve_control(control, flush, cancel.clone()));
+        }
+        Err(problem) => {
+            tracing::warn!(event = "control_socket_missing", %problem, "podcred flush will not reach this agent");
+        }
+    }
+    server::serve(bound.listeners, service, config.max_connections, config.shutdown_grace, cancel).await;
+    background.close();
+    background.wait().await;
+    tracing::info!(event = "stopped", "podcred has stopped");
+    Ok(())
+}
+
+/// Binds what can be bound. A node without IPv6 has no fd00:ec2::23, and its pods do not ask there.
+fn bind(config: &ServerConfig, metrics: &Metrics) -> Result<Bound, String> {
+    let mut bound = Bound { listeners: Vec::new(), skipped: Vec::new() };
+    for host in &config.bind_hosts {
+        let address = SocketAddr::new(*host, config.port);
+        match server::listen(address) {
+            Ok(listener) => {
+                metrics.listener(&host.to_string(), true);
+                bound.listeners.push(listener);
+            }
+            Err(error) => {
+                metrics.listener(&host.to_string(), false);
+                let problem = format!("{address} cannot be bound: {error}");
+                tracing::warn!(
+                    event = "listener_skipped",
+                    %problem,
+                    "an address is not served; `podcred initialize` makes the link-local ones"
+                );
+                bound.skipped.push(problem);
+            }
+        }
+    }
+    if bound.listeners.is_empty() {
+        let problems = bound.skipped.join("; ");
+        return Err(format!(
+            "--bind-hosts: no address can be served: {problems}. Run `podcred initialize` on this node first, and \
+             see that no other agent holds the port"
+        ));
+    }
+    Ok(bound)
+}
+
+fn say_what_verification_can_do(verify: Verify) {
+    match verify {
+        Verify::Off => {}
+        Verify::Audit => tracing::info!(
+            event = "no_attribution",
+            "--verify audit: this version has no kernel attribution yet, so callers are known by their tokens alone"
+        ),
+        Verify::Enforce => tracing::error!(
+            event = "no_attribution",
+            "--verify enforce: this version has no kernel attribution yet, so it cannot enforce and refuses every \
+             request; choose audit or off"
+        ),
+    }
+}
+
+fn readiness(keys: &Keys, skipped: &[String], control: Option<&str>, verify: Verify) -> Readiness {
+    let mut readiness = Readiness::default();
+    readiness = match skipped {
+        [] => readiness.ok("listeners"),
+        problems => readiness.degraded("listeners", problems.join("; ")),
+    };
+    readiness = match keys.count() {
+        0 => readiness.failing("keys", "the issuer's signing keys could not be fetched yet; see the log"),
+        _ => readiness.ok("keys"),
+    };
+    readiness = match verify {
+        Verify::Off => readiness.ok("attribution"),
+        Verify::Audit => readiness.degraded("attribution", "this version has none"),
+        Verify::Enforce => readiness.failing("attribution", "this version has none, and --verify is enforce"),
+    };
+    match control {
+        None => readiness.ok("control socket"),
+        Some(problem) => readiness.degraded("control socket", problem),
+    }
+}
+
+fn scrape(service: &Service, keys: &Keys) -> String {
+    let now = service.clock.now();
+    let snapshot = Snapshot {
+        census: service.credentials.census(now),
+        tokens_verified: service.authenticator.tokens_verified(),
+        jwks_keys: keys.count(),
+        jwks_age: keys.age_at(now),
+        jwks_fetches: keys.fetches(),
+    };
+    service.metrics.render(&snapshot).unwrap_or_else(|error| {
+        tracing::error!(event = "metrics_failed", %error, "the metrics cannot be written");
+        String::new()
+    })
+}
+
+fn addresses(listeners: &[TcpListener]) -> String {
+    let addresses: Vec<String> =
+        listeners.iter().filter_map(|l| l.local_addr().ok()).map(|address| address.to_string()).collect();
+    addresses.join(",")
+}

@@ -1,0 +1,350 @@
+//! Credentials for permits: from the cache, or by one call to EKS Auth that everybody shares.
+//!
+//! [`Credentials::get`] is what a request does. [`Credentials::run`] is what goes on without one: renewals ahead of
+//! time, and forgetting. The calls themselves are flights (`fetch.rs`); what is known of one role key is in `role.rs`.
+
+mod denials;
+mod fetch;
+mod issued;
+mod pace;
+mod refusals;
+mod role;
+mod unchecked;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache;
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
+use tokio::time::{MissedTickBehavior, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+pub use self::issued::Issued;
+pub use self::role::Purpose;
+
+use self::denials::Denials;
+use self::pace::Pace;
+use self::refusals::{Memory, Refusals};
+use self::role::{Answer, Departure, Role, Upkeep};
+use crate::authorize::Permit;
+use crate::claims::{Claims, RoleKey, Scope};
+use crate::clock::{Clock, Now};
+use crate::eks_auth::{EksAuth, Refusal};
+use crate::metrics::Metrics;
+use crate::reject::Rejection;
+
+/// A new pod waits this long for the association to be looked up again; then the credentials at hand serve.
+const REVALIDATION_WAIT: Duration = Duration::from_millis(500);
+const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub max_cache_size: usize,
+    pub retention: Duration,
+    pub renewals_per_second: u32,
+    pub revalidate_after: Duration,
+    pub wait: Duration,
+}
+
+/// Where an answer came from; a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServedFrom {
+    /// At hand, at once.
+    Cache,
+    /// From a call that this request started or joined.
+    EksAuth,
+    /// Still valid, though the SDK would want better: none can be had.
+    Stale,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub fresh: usize,
+    pub due: usize,
+    pub low: usize,
+    pub empty: usize,
+    pub soonest_expiry: Option<Duration>,
+    pub own_permission_suspected: bool,
+    pub revalidate_after: Duration,
+}
+
+#[derive(Clone)]
+pub struct Credentials {
+    inner: Arc<Inner>,
+}
+
+type Roles = Cache<RoleKey, Arc<Role>, UnitWeighter, DefaultHashBuilder, KeepLive>;
+
+struct Inner {
+    roles: Roles,
+    /// With `--max-cache-size 0` every request is a call of its own.
+    caching: bool,
+    refusals: Refusals,
+    denials: Denials,
+    pace: Pace,
+    unchecked: unchecked::Gate,
+    eks_auth: Arc<dyn EksAuth>,
+    retention: Duration,
+    wait: Duration,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+/// Eviction passes by the role keys of live pods: their number is bounded by what runs on the node.
+#[derive(Clone, Debug)]
+struct KeepLive;
+
+impl Lifecycle<RoleKey, Arc<Role>> for KeepLive {
+    type RequestState = ();
+
+    fn is_pinned(&self, _key: &RoleKey, role: &Arc<Role>) -> bool {
+        role.is_pinned()
+    }
+}
+
+impl Credentials {
+    pub fn new(settings: &Settings, eks_auth: Arc<dyn EksAuth>, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let capacity = settings.max_cache_size.max(1);
+        Credentials {
+            inner: Arc::new(Inner {
+                roles: new_cache(capacity),
+                caching: settings.max_cache_size > 0,
+                refusals: Refusals::new(),
+                denials: Denials::default(),
+                pace: Pace::new(settings.renewals_per_second, settings.revalidate_after, clock.now()),
+                unchecked: unchecked::Gate::new(),
+                eks_auth,
+                retention: settings.retention,
+                wait: settings.wait,
+                metrics,
+                clock,
+            }),
+        }
+    }
+
+    /// The credentials of the permit's role key. `token` is the one that the permit was given for.
+    pub async fn get(
+        &self,
+        permit: &Permit,
+        token: &[u8],
+        now: Now,
+    ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
+        let inner = &self.inner;
+        let recheck = match inner.refusals.of(permit, now) {
+            Memory::Nothing => false,
+            Memory::Recheck => true,
+            Memory::Refuse(refusal) => return Err(refuse(refusal, permit)),
+        };
+        let role = inner.role(permit, now);
+        let (issued, from) = match role.ask(permit, token, now, inner.pace.revalidate_after(), recheck) {
+            Answer::Serve(issued) => {
+                let from = if issued.is_low_at(now) { ServedFrom::Stale } else { ServedFrom::Cache };
+                (issued, from)
+            }
+            waiting @ Answer::Wait { .. } => self.wait(permit, token, &role, waiting, now).await?,
+        };
+        if role.is_first_sight(&permit.claims().pod_uid, &issued) {
+            issued.log_issued_to(permit.claims(), permit.key());
+        }
+        Ok((issued, from))
+    }
+
+    /// Waits for flights until one brings credentials or a refusal, or until the request's time is up.
+    async fn wait(
+        &self,
+        permit: &Permit,
+        token: &[u8],
+        role: &Arc<Role>,
+        mut answer: Answer,
+        asked: Now,
+    ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
+        let inner = &self.inner;
+        let deadline = asked.mono + inner.wait;
+        loop {
+            let (mut flight, departing, meanwhile, briefly) = match answer {
+                Answer::Serve(issued) => return Ok((issued, ServedFrom::Cache)),
+                Answer::Wait { flight, departing, meanwhile, briefly } => {
+                    (flight, departing, meanwhile, briefly)
+                }
+            };
+            if let Some(departure) = departing {
+                inner.depart(role, departure);
+            }
+            let until = if briefly { deadline.min(asked.mono + REVALIDATION_WAIT) } else { deadline };
+            let landed = timeout_at(until, flight.wait_for(Option::is_some)).await;
+            let outcome = landed.map(|changed| changed.ok().and_then(|landed| (*landed).clone()));
+            let now = inner.clock.now();
+
+            // Whoever's call it was, this token may have been found wanting meanwhile.
+            let memory = inner.refusals.of(permit, now);
+            if let Memory::Refuse(refusal) = memory {
+                return Err(refuse(refusal, permit));
+            }
+            let recheck = matches!(memory, Memory::Recheck);
+            if let Ok(Some(Ok(issued))) = &outcome
+                && !recheck
+            {
+                return Ok((Arc::clone(issued), ServedFrom::EksAuth));
+            }
+            if now.mono >= deadline || (briefly && !recheck) || (meanwhile.is_some() && !recheck) {
+                return match role.valid_at(now) {
+                    Some(issued) if !recheck => Ok((issued, ServedFrom::Stale)),
+                    Some(_) | None => Err(not_yet(role, permit)),
+                };
+            }
+            // The flight brought nothing for this pod: others' tokens were refused, or its task died. With its own
+            // token it can still be served.
+            answer = role.ask(permit, token, now, inner.pace.revalidate_after(), recheck);
+        }
+    }
+
+    /// Renews ahead of time and forgets, until `cancel`led.
+    pub async fn run(&self, cancel: CancellationToken) {
+        let mut ticks = interval(UPKEEP_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.upkeep(self.inner.clock.now());
+        }
+    }
+
+    fn upkeep(&self, now: Now) {
+        let inner = &self.inner;
+        inner.refusals.upkeep(now);
+        let mut due = Vec::new();
+        for (key, role) in inner.roles.iter() {
+            match role.upkeep(now) {
+                Upkeep::Keep => {}
+                // A pod may have asked since: then it goes on with this `Role`, and the next pod starts another.
+                Upkeep::Forget => drop(inner.roles.remove(&key)),
+                Upkeep::Renew(remaining) => due.push((remaining, role)),
+            }
+        }
+        due.sort_by_key(|(remaining, _)| *remaining);
+        for (_, role) in due {
+            if !inner.pace.may_renew(now) {
+                break;
+            }
+            inner.renew(&role);
+        }
+    }
+
+    /// Drops the credentials of one service account, or all; says how many there were.
+    pub fn flush(&self, service_account: Option<(&str, &str)>) -> usize {
+        let mut dropped = 0;
+        for (key, role) in self.inner.roles.iter() {
+            let meant = service_account.is_none_or(|named| named == (key.namespace(), key.service_account()));
+            if meant && role.flush() {
+                dropped += 1;
+            }
+        }
+        self.inner.refusals.clear();
+        tracing::info!(event = "flushed", dropped, "an operator dropped credentials from the cache");
+        dropped
+    }
+
+    /// What the cache holds, for the metrics.
+    pub fn census(&self, now: Now) -> Census {
+        let mut census = Census {
+            own_permission_suspected: self.inner.denials.own_permission_suspected(),
+            revalidate_after: self.inner.pace.revalidate_after(),
+            ..Census::default()
+        };
+        for (_, role) in self.inner.roles.iter() {
+            let Some(issued) = role.valid_at(now) else {
+                census.empty += 1;
+                continue;
+            };
+            let remaining = issued.remaining_at(now);
+            census.soonest_expiry =
+                Some(census.soonest_expiry.map_or(remaining, |least| least.min(remaining)));
+            match (issued.is_low_at(now), issued.is_due_at(now)) {
+                (true, _) => census.low += 1,
+                (false, true) => census.due += 1,
+                (false, false) => census.fresh += 1,
+            }
+        }
+        census
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("role_keys", &self.inner.roles.len()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn role(&self, permit: &Permit, now: Now) -> Arc<Role> {
+        if !self.caching {
+            return Arc::new(Role::new(permit.key().clone(), now));
+        }
+        if let Some(role) = self.roles.get(permit.key()) {
+            return role;
+        }
+        let made = self.roles.get_or_insert_with(permit.key(), || {
+            Ok::<_, std::convert::Infallible>(Arc::new(Role::new(permit.key().clone(), now)))
+        });
+        match made {
+            Ok(role) => role,
+            Err(never) => match never {},
+        }
+    }
+
+    fn depart(self: &Arc<Self>, role: &Arc<Role>, departure: Departure) {
+        tokio::spawn(fetch::fly(Arc::clone(self), Arc::clone(role), departure));
+    }
+
+    fn renew(self: &Arc<Self>, role: &Arc<Role>) {
+        if let Some(departure) = role.renew() {
+            self.depart(role, departure);
+        }
+    }
+
+    fn others_live<'a>(&'a self, key: &'a RoleKey, now: Now) -> impl Iterator<Item = Arc<Role>> + 'a {
+        let live = move |role: &Arc<Role>| role.key() != key && role.valid_at(now).is_some();
+        self.roles.iter().map(|(_, role)| role).filter(live)
+    }
+
+    fn has_other_live_role(&self, key: &RoleKey, now: Now) -> bool {
+        self.others_live(key, now).next().is_some()
+    }
+
+    /// Asks EKS Auth on behalf of another role key, to see whether it serves this agent at all.
+    fn renew_another(self: &Arc<Self>, key: &RoleKey, now: Now) {
+        if let Some(other) = self.others_live(key, now).next() {
+            self.renew(&other);
+        }
+    }
+}
+
+fn new_cache(capacity: usize) -> Roles {
+    // Few shards: a shard's share of a small capacity would be nothing.
+    let shards = if capacity < 256 { 1 } else { 4 };
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(capacity.min(2_000))
+        .weight_capacity(capacity as u64)
+        .shards(shards)
+        .build()
+        .unwrap_or_else(|_| unreachable!("both capacities are given"));
+    Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), KeepLive)
+}
+
+fn refuse(refusal: Refusal, permit: &Permit) -> Rejection {
+    Rejection::Upstream { refusal, pod: named(permit) }
+}
+
+fn not_yet(role: &Role, permit: &Permit) -> Rejection {
+    Rejection::NotYet { last: role.last_failure(), pod: named(permit) }
+}
+
+/// The pod, unless nobody verified that it is the one.
+fn named(permit: &Permit) -> Option<Arc<Claims>> {
+    match permit.key().scope() {
+        Scope::Role | Scope::Pod => Some(Arc::clone(permit.claims())),
+        Scope::UncheckedToken(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

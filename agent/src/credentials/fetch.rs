@@ -1,0 +1,234 @@
+//! One flight: the calls to EKS Auth that one role key's waiting pods share.
+//!
+//! A flight runs in a task of its own. A caller that hangs up takes nothing with it, and what arrives after the last
+//! caller has gone fills the cache for the next.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+use super::Inner;
+use super::denials::Verdict;
+use super::issued::Issued;
+use super::role::{Bearer, Departure, Outcome, Purpose, Role};
+use crate::claims::{Scope, TokenHash};
+use crate::clock::{Clock, Now};
+use crate::eks_auth::{Assumed, Failure, Refusal, RefusalKind};
+
+const BUSY_UNCHECKED: &str = "the cluster's signing keys cannot be had, so every token is checked by EKS Auth itself, \
+                              a few a second";
+
+/// What one call's answer means for the flight.
+enum Step {
+    Land(Outcome),
+    /// Not this token, but perhaps the next pod's.
+    NextBearer(Refusal),
+    /// No answer this time.
+    Later(Failure),
+}
+
+/// Lands the flight also when its task panics: nobody may wait for a call that nobody makes.
+struct InFlight {
+    role: Arc<Role>,
+    landing: watch::Sender<Option<Outcome>>,
+    clock: Clock,
+}
+
+impl InFlight {
+    fn land(self, outcome: Outcome) {
+        self.role.land();
+        self.landing.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.landing.borrow().is_none() {
+            let died =
+                Failure::Unavailable { message: "the agent's call to EKS Auth died; see its log".into() };
+            // Those who waited start the next flight at once: without a pause they would spin.
+            self.role.failed(died, fastrand::f64(), self.clock.now());
+            self.role.land();
+        }
+    }
+}
+
+pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure) {
+    let Departure { landing, mut first, purpose } = departure;
+    let in_flight = InFlight { role: Arc::clone(&role), landing, clock: inner.clock.clone() };
+    let mut tried: Vec<TokenHash> = Vec::new();
+    let mut refusal = None;
+
+    // The role key may have been in trouble before this flight: then its first call is a retry like any other.
+    sleep_until(role.retry_at()).await;
+
+    let outcome = loop {
+        let bearer = first.take().or_else(|| role.next_bearer(&tried, inner.clock.now()));
+        let Some(bearer) = bearer else {
+            let failure = out_of_tokens(refusal);
+            role.failed(failure.clone(), fastrand::f64(), inner.clock.now());
+            break Err(failure);
+        };
+        tried.push(bearer.hash);
+        match call(&inner, &role, &bearer, purpose).await {
+            Step::Land(outcome) => break outcome,
+            Step::NextBearer(why) => refusal = Some(why),
+            Step::Later(failure) => {
+                let now = inner.clock.now();
+                let slot = role.failed(failure.clone(), fastrand::f64(), now).max(inner.pace.retry_slot(now));
+                // What is valid serves meanwhile, and the upkeep tries again; only pods with nothing wait on.
+                if role.valid_at(now).is_some() || !role.is_wanted_at(now) {
+                    break Err(failure);
+                }
+                sleep_until(slot).await;
+                tried.clear();
+            }
+        }
+    };
+    in_flight.land(outcome);
+}
+
+fn out_of_tokens(refusal: Option<Refusal>) -> Failure {
+    match refusal {
+        Some(refusal) => Failure::Refused(refusal),
+        None => Failure::Unavailable { message: "no live pod's token is at hand to ask with".into() },
+    }
+}
+
+/// Makes one call and draws its conclusions.
+async fn call(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, purpose: Purpose) -> Step {
+    let _turn = match role.key().scope() {
+        Scope::Role | Scope::Pod => None,
+        Scope::UncheckedToken(_) => match inner.unchecked.turn(&bearer.claims.pod_uid, inner.clock.now()) {
+            Some((turn, slot)) => {
+                sleep_until(slot).await;
+                Some(turn)
+            }
+            None => return Step::Later(Failure::Unavailable { message: BUSY_UNCHECKED.into() }),
+        },
+    };
+    let epoch = role.epoch();
+    let called = inner.clock.now();
+    let answer = inner.eks_auth.assume_role_for_pod_identity(bearer.token.clone()).await;
+    let now = inner.clock.now();
+    inner.metrics.eks_auth_call(
+        purpose,
+        answer.as_ref().err(),
+        now.mono.saturating_duration_since(called.mono),
+    );
+    match answer {
+        Ok(assumed) => accept(inner, role, bearer, &assumed, epoch, now),
+        Err(Failure::Refused(refusal)) => refused(inner, role, bearer, refusal, now),
+        Err(failure @ Failure::Throttled { .. }) => {
+            inner.pace.throttled(now);
+            Step::Later(failure)
+        }
+        Err(failure @ Failure::Unavailable { .. }) => {
+            inner.pace.failed(now);
+            Step::Later(failure)
+        }
+    }
+}
+
+fn accept(inner: &Inner, role: &Role, bearer: &Bearer, assumed: &Assumed, epoch: u64, now: Now) -> Step {
+    inner.pace.succeeded();
+    inner.denials.succeeded(now);
+    match Issued::new(assumed, &bearer.claims, inner.retention, fastrand::f64(), now) {
+        Ok(issued) => {
+            let issued = Arc::new(issued);
+            if !role.store(&issued, epoch) {
+                let message = "an operator flushed these credentials while they were on their way".into();
+                return Step::Later(Failure::Unavailable { message });
+            }
+            inner.refusals.lift(role.key(), &bearer.hash);
+            Step::Land(Ok(issued))
+        }
+        Err(problem) => {
+            tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");
+            Step::Later(Failure::Unavailable { message: problem.into() })
+        }
+    }
+}
+
+/// A refusal means what it says, and no more.
+fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusal, now: Now) -> Step {
+    match refusal.kind {
+        // The association is gone: so is what it gave.
+        RefusalKind::ResourceNotFound => {
+            role.drop_credentials();
+            inner.refusals.remember_role(role.key(), refusal.clone(), now);
+            log_refusal(
+                role,
+                bearer,
+                &refusal,
+                "no association: credentials of this service account are dropped",
+            );
+            Step::Land(Err(Failure::Refused(refusal)))
+        }
+        // That token only. What other pods' tokens bought is theirs.
+        RefusalKind::InvalidToken | RefusalKind::ExpiredToken | RefusalKind::Invalid => {
+            role.condemn(&bearer.hash);
+            inner.refusals.remember_token(bearer.hash, refusal.clone(), now);
+            log_refusal(role, bearer, &refusal, "token refused: another pod's is tried");
+            Step::NextBearer(refusal)
+        }
+        RefusalKind::AccessDenied => denied(inner, role, bearer, refusal, now),
+    }
+}
+
+fn denied(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusal, now: Now) -> Step {
+    inner.denials.denied(role.key(), now);
+    let (since, pods) = role.denied(&bearer.claims.pod_uid, now);
+    if role.valid_at(now).is_none() {
+        inner.refusals.remember_role(role.key(), refusal.clone(), now);
+        log_refusal(role, bearer, &refusal, "access denied");
+        return Step::Land(Err(Failure::Refused(refusal)));
+    }
+    // In pod scope there is no second pod to confirm it.
+    let confirmed = pods > 1 || role.key().scope() != Scope::Role;
+    if !confirmed {
+        log_refusal(
+            role,
+            bearer,
+            &refusal,
+            "access denied: what is valid stays until a second pod's token confirms it",
+        );
+        return Step::NextBearer(refusal);
+    }
+    match inner.denials.verdict(since, inner.has_other_live_role(role.key(), now)) {
+        Verdict::TheRole => {
+            role.drop_credentials();
+            inner.refusals.remember_role(role.key(), refusal.clone(), now);
+            log_refusal(
+                role,
+                bearer,
+                &refusal,
+                "access denied: credentials of this service account are dropped",
+            );
+            Step::Land(Err(Failure::Refused(refusal)))
+        }
+        Verdict::OwnPermission => Step::Later(Failure::Refused(refusal)),
+        Verdict::AskAnother => {
+            inner.renew_another(role.key(), now);
+            Step::Later(Failure::Refused(refusal))
+        }
+    }
+}
+
+fn log_refusal(role: &Role, bearer: &Bearer, refusal: &Refusal, meaning: &str) {
+    // Nobody verified these claims: they must not reach a log.
+    if let Scope::UncheckedToken(_) = role.key().scope() {
+        tracing::warn!(event = "eks_auth_refused", code = %refusal.code, unchecked = true, "{meaning}");
+        return;
+    }
+    tracing::warn!(
+        event = "eks_auth_refused",
+        code = %refusal.code,
+        message = %refusal.message,
+        namespace = role.key().namespace(),
+        service_account = role.key().service_account(),
+        pod_uid = %bearer.claims.pod_uid,
+        "{meaning}"
+    );
+}

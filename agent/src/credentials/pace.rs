@@ -1,0 +1,119 @@
+//! How fast this agent may call EKS Auth: one account's limit is shared by every node of the cluster.
+//!
+//! A role key's first call never waits here. Retries of calls that failed, and renewals of credentials that still
+//! serve, share one pace that slows down when EKS Auth throttles and comes back as calls succeed.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::Now;
+
+const FASTEST_RETRIES: Duration = Duration::from_millis(50);
+const SLOWEST_RETRIES: Duration = Duration::from_secs(5);
+/// A burst of throttled calls says one thing, not a hundred: the pace slows once in this time.
+const ONE_SLOWDOWN_IN: Duration = Duration::from_millis(500);
+const SLOWEST_REVALIDATION: Duration = Duration::from_secs(15 * 60);
+
+#[derive(Debug)]
+pub(super) struct Pace {
+    renewal_gap: Duration,
+    revalidate_floor: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    retry_gap: Duration,
+    next_retry: Instant,
+    next_renewal: Instant,
+    revalidate_after: Duration,
+    slowed_down: Option<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(renewals_per_second: u32, revalidate_after: Duration, now: Now) -> Self {
+        let state = State {
+            retry_gap: FASTEST_RETRIES,
+            next_retry: now.mono,
+            next_renewal: now.mono,
+            revalidate_after,
+            slowed_down: None,
+        };
+        Pace {
+            renewal_gap: Duration::from_secs(1) / renewals_per_second.max(1),
+            revalidate_floor: revalidate_after,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Takes the next place among the retries and says when it comes.
+    pub(super) fn retry_slot(&self, now: Now) -> Instant {
+        let mut state = self.lock();
+        let slot = state.next_retry.max(now.mono);
+        state.next_retry = slot + state.retry_gap;
+        slot
+    }
+
+    /// Whether one more renewal may start now; if so, its place is taken.
+    pub(super) fn may_renew(&self, now: Now) -> bool {
+        let mut state = self.lock();
+        if now.mono < state.next_renewal {
+            return false;
+        }
+        let gap = self.renewal_gap.max(state.retry_gap);
+        // A second's worth may be made up for: renewals are started by a timer of one second.
+        let earliest = now.mono.checked_sub(Duration::from_secs(1)).unwrap_or(now.mono);
+        state.next_renewal = state.next_renewal.max(earliest) + gap;
+        true
+    }
+
+    /// How old credentials may be before a pod not seen before has them checked.
+    pub(super) fn revalidate_after(&self) -> Duration {
+        self.lock().revalidate_after
+    }
+
+    pub(super) fn throttled(&self, now: Now) {
+        let mut state = self.lock();
+        if state.may_slow_down(now) {
+            state.retry_gap = (state.retry_gap * 2).min(SLOWEST_RETRIES);
+            state.lengthen_revalidation();
+        }
+    }
+
+    /// EKS Auth gave no answer: that is no reason to retry others' calls more slowly, but none to revalidate either.
+    pub(super) fn failed(&self, now: Now) {
+        let mut state = self.lock();
+        if state.may_slow_down(now) {
+            state.lengthen_revalidation();
+        }
+    }
+
+    pub(super) fn succeeded(&self) {
+        let mut state = self.lock();
+        state.retry_gap = state.retry_gap.mul_f64(0.9).max(FASTEST_RETRIES);
+        state.revalidate_after = state.revalidate_after.mul_f64(0.9).max(self.revalidate_floor);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn may_slow_down(&mut self, now: Now) -> bool {
+        let recently =
+            self.slowed_down.is_some_and(|at| now.mono.saturating_duration_since(at) < ONE_SLOWDOWN_IN);
+        if !recently {
+            self.slowed_down = Some(now.mono);
+        }
+        !recently
+    }
+
+    fn lengthen_revalidation(&mut self) {
+        // From 0 ("always") doubling would lead nowhere.
+        let doubled = (self.revalidate_after * 2).max(Duration::from_secs(1));
+        self.revalidate_after = doubled.min(SLOWEST_REVALIDATION.max(self.revalidate_after));
+    }
+}

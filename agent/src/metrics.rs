@@ -1,0 +1,337 @@
+//! The metric families, and the official agent's three under their old names.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::StatusCode;
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::authenticate::keys::FetchCounts;
+use crate::credentials::{Census, Purpose, ServedFrom};
+use crate::eks_auth::Failure;
+use crate::reject::Rejection;
+
+/// From a cached answer (tens of microseconds) to the longest wait for EKS Auth.
+const SECONDS: [f64; 14] =
+    [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0];
+
+pub struct Metrics {
+    registry: Registry,
+    rendering: Mutex<()>,
+    requests: IntCounterVec,
+    // What the fast path counts is resolved once.
+    requests_ok: IntCounter,
+    served_cache: IntCounter,
+    served_eks_auth: IntCounter,
+    served_stale: IntCounter,
+    request_seconds: Histogram,
+    official_response: IntCounterVec,
+    official_response_ok: IntCounter,
+    official_hit: IntCounter,
+    official_miss: IntCounter,
+    official_cache_errors: IntCounterVec,
+    eks_auth_calls: IntCounterVec,
+    eks_auth_seconds: HistogramVec,
+    eks_auth_permission_suspected_lost: IntGauge,
+    credentials: IntGaugeVec,
+    credentials_soonest_expiry: IntGauge,
+    revalidate_after: IntGauge,
+    tokens_verified: IntCounter,
+    tokens_refused: IntCounterVec,
+    jwks_keys: IntGauge,
+    jwks_age: IntGauge,
+    jwks_fetches: IntCounterVec,
+    connections: IntGauge,
+    connections_accepted: IntCounter,
+    connections_refused: IntCounter,
+    listener_bound: IntGaugeVec,
+}
+
+/// What is counted or known elsewhere, read when Prometheus asks.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub census: Census,
+    pub tokens_verified: u64,
+    pub jwks_keys: usize,
+    pub jwks_age: Option<Duration>,
+    pub jwks_fetches: FetchCounts,
+}
+
+/// One connection, counted as long as it is held.
+#[derive(Debug)]
+pub struct Connected(IntGauge);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    pub fn new(registry: Registry) -> Result<Self, prometheus::Error> {
+        let r = &registry;
+        let requests =
+            counters(r, "podcred_requests_total", "Requests by result: ok, or why not.", &["result"])?;
+        let served = counters(
+            r,
+            "podcred_served_total",
+            "Credentials handed out, by where they came from: cache, eks_auth (a call that the request waited for) or \
+             stale (near their end, no better to be had).",
+            &["from"],
+        )?;
+        let official_response = counters(
+            r,
+            "pod_identity_http_response",
+            "Responses by HTTP status code (the official agent's name).",
+            &["code"],
+        )?;
+        let official_state = counters(
+            r,
+            "pod_identity_cache_state",
+            "Requests that found credentials at hand (hit) or not (miss) (the official agent's name).",
+            &["state"],
+        )?;
+        let build = gauges(r, "podcred_build_info", "1, labelled with the running version.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Metrics {
+            requests_ok: requests.with_label_values(&["ok"]),
+            requests,
+            served_cache: served.with_label_values(&["cache"]),
+            served_eks_auth: served.with_label_values(&["eks_auth"]),
+            served_stale: served.with_label_values(&["stale"]),
+            request_seconds: registered(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "podcred_request_duration_seconds",
+                        "Time from a request's headers to its answer.",
+                    )
+                    .buckets(SECONDS.to_vec()),
+                )?,
+            )?,
+            official_response_ok: official_response.with_label_values(&["200"]),
+            official_response,
+            official_hit: official_state.with_label_values(&["hit"]),
+            official_miss: official_state.with_label_values(&["miss"]),
+            official_cache_errors: counters(
+                r,
+                "pod_identity_cache_errors",
+                "Calls to EKS Auth that brought no credentials, by error and HTTP status (the official agent's name).",
+                &["type", "code"],
+            )?,
+            eks_auth_calls: counters(
+                r,
+                "podcred_eks_auth_calls_total",
+                "Calls of AssumeRoleForPodIdentity by purpose (first, renewal, revalidation) and result.",
+                &["purpose", "result"],
+            )?,
+            eks_auth_seconds: registered(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "podcred_eks_auth_call_duration_seconds",
+                        "Time of one call of AssumeRoleForPodIdentity.",
+                    )
+                    .buckets(SECONDS[6..].to_vec()),
+                    &["purpose"],
+                )?,
+            )?,
+            eks_auth_permission_suspected_lost: gauge(
+                r,
+                "podcred_eks_auth_permission_suspected_lost",
+                "1 while EKS Auth denies several role keys and serves none: the agent's own permission seems gone.",
+            )?,
+            credentials: gauges(
+                r,
+                "podcred_credentials",
+                "Role keys in the cache by state: fresh, due (renewal is due), low (SDKs would ask at every call), \
+                 empty (nothing valid).",
+                &["state"],
+            )?,
+            credentials_soonest_expiry: gauge(
+                r,
+                "podcred_credentials_soonest_expiry_seconds",
+                "Seconds until the first of the cached credentials expires; -1 with none.",
+            )?,
+            revalidate_after: gauge(
+                r,
+                "podcred_revalidate_after_seconds",
+                "Age at which a new pod has its role key's credentials checked; grows while EKS Auth throttles.",
+            )?,
+            tokens_verified: counter(
+                r,
+                "podcred_tokens_verified_total",
+                "Tokens whose signature was found good.",
+            )?,
+            tokens_refused: counters(
+                r,
+                "podcred_tokens_refused_total",
+                "Tokens refused by this agent, by reason.",
+                &["reason"],
+            )?,
+            jwks_keys: gauge(r, "podcred_jwks_keys", "Signing keys of the issuer that are known.")?,
+            jwks_age: gauge(
+                r,
+                "podcred_jwks_age_seconds",
+                "Seconds since the issuer's keys were last fetched; -1 before the first time.",
+            )?,
+            jwks_fetches: counters(
+                r,
+                "podcred_jwks_fetches_total",
+                "Fetches of the issuer's keys by result: ok or failed.",
+                &["result"],
+            )?,
+            connections: gauge(r, "podcred_connections", "Open connections of pods.")?,
+            connections_accepted: counter(r, "podcred_connections_accepted_total", "Connections accepted.")?,
+            connections_refused: counter(
+                r,
+                "podcred_connections_refused_total",
+                "Connections closed at once because --max-connections were open.",
+            )?,
+            listener_bound: gauges(
+                r,
+                "podcred_listener_bound",
+                "1 for each --bind-hosts address that is served, 0 for one that could not be bound.",
+                &["address"],
+            )?,
+            registry,
+            rendering: Mutex::new(()),
+        })
+    }
+
+    pub fn connected(&self) -> Connected {
+        self.connections_accepted.inc();
+        self.connections.inc();
+        Connected(self.connections.clone())
+    }
+
+    pub fn connection_refused(&self) {
+        self.connections_refused.inc();
+    }
+
+    pub fn listener(&self, address: &str, bound: bool) {
+        self.listener_bound.with_label_values(&[address]).set(i64::from(bound));
+    }
+
+    pub fn served(&self, from: ServedFrom, took: Duration) {
+        self.requests_ok.inc();
+        self.official_response_ok.inc();
+        self.request_seconds.observe(took.as_secs_f64());
+        match from {
+            ServedFrom::Cache => {
+                self.official_hit.inc();
+                self.served_cache.inc();
+            }
+            ServedFrom::Stale => {
+                self.official_hit.inc();
+                self.served_stale.inc();
+            }
+            ServedFrom::EksAuth => {
+                self.official_miss.inc();
+                self.served_eks_auth.inc();
+            }
+        }
+    }
+
+    pub fn rejected(&self, rejection: &Rejection, status: StatusCode, took: Duration) {
+        self.requests.with_label_values(&[rejection.reason()]).inc();
+        self.official_response.with_label_values(&[status.as_str()]).inc();
+        self.request_seconds.observe(took.as_secs_f64());
+        match rejection {
+            Rejection::Token(error) => self.tokens_refused.with_label_values(&[error.reason()]).inc(),
+            Rejection::Upstream { .. } | Rejection::NotYet { .. } => self.official_miss.inc(),
+            Rejection::NotFound
+            | Rejection::MethodNotAllowed
+            | Rejection::WrongHost
+            | Rejection::CannotEnforce => {}
+        }
+    }
+
+    pub fn eks_auth_call(&self, purpose: Purpose, failure: Option<&Failure>, took: Duration) {
+        let result = failure.map_or("ok", Failure::label);
+        self.eks_auth_calls.with_label_values(&[purpose.label(), result]).inc();
+        self.eks_auth_seconds.with_label_values(&[purpose.label()]).observe(took.as_secs_f64());
+        if let Some(failure) = failure {
+            let code = failure.status().map_or_else(|| "none".to_owned(), |status| status.to_string());
+            self.official_cache_errors.with_label_values(&[failure.label(), &code]).inc();
+        }
+    }
+
+    /// The text that Prometheus reads.
+    pub fn render(&self, snapshot: &Snapshot) -> Result<String, prometheus::Error> {
+        // Two scrapes at once would both add what is missing to the counters that are kept elsewhere.
+        let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        let census = &snapshot.census;
+        for (state, number) in
+            [("fresh", census.fresh), ("due", census.due), ("low", census.low), ("empty", census.empty)]
+        {
+            self.credentials.with_label_values(&[state]).set(whole(number as u64));
+        }
+        self.credentials_soonest_expiry.set(seconds_or_none(census.soonest_expiry));
+        self.eks_auth_permission_suspected_lost.set(i64::from(census.own_permission_suspected));
+        self.revalidate_after.set(seconds_or_none(Some(census.revalidate_after)));
+        self.jwks_keys.set(whole(snapshot.jwks_keys as u64));
+        self.jwks_age.set(seconds_or_none(snapshot.jwks_age));
+        catch_up(&self.tokens_verified, snapshot.tokens_verified);
+        catch_up(&self.jwks_fetches.with_label_values(&["ok"]), snapshot.jwks_fetches.ok);
+        catch_up(&self.jwks_fetches.with_label_values(&["failed"]), snapshot.jwks_fetches.failed);
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    family: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    registered(registry, IntCounter::new(name, help)?)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    registered(registry, IntGauge::new(name, help)?)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+/// Brings a counter up to a total that is counted elsewhere.
+fn catch_up(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn seconds_or_none(time: Option<Duration>) -> i64 {
+    time.map_or(-1, |time| whole(time.as_secs()))
+}

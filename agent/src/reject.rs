@@ -1,0 +1,154 @@
+//! Every way that a request can fail, and what its caller is told.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde::Serialize;
+
+use crate::authenticate::token::TokenError;
+use crate::claims::Claims;
+use crate::eks_auth::{Failure, Refusal};
+
+#[derive(Debug)]
+pub enum Rejection {
+    NotFound,
+    MethodNotAllowed,
+    WrongHost,
+    /// `--verify enforce` was asked for, and this agent cannot tell who is calling.
+    CannotEnforce,
+    Token(TokenError),
+    /// EKS Auth's own word, passed on.
+    Upstream {
+        refusal: Refusal,
+        pod: Option<Arc<Claims>>,
+    },
+    /// No answer from EKS Auth within the wait, and nothing valid to serve meanwhile.
+    NotYet {
+        last: Option<Failure>,
+        pod: Option<Arc<Claims>>,
+    },
+}
+
+/// `Code` and `Message` are what most SDKs show; Java reads the lower-case `message` only.
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    #[serde(rename = "Code")]
+    code: &'a str,
+    #[serde(rename = "Message")]
+    message: &'a str,
+    #[serde(rename = "message")]
+    message_for_java: &'a str,
+}
+
+impl Rejection {
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Rejection::NotFound => StatusCode::NOT_FOUND,
+            Rejection::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Rejection::WrongHost => StatusCode::FORBIDDEN,
+            Rejection::Token(_) => StatusCode::BAD_REQUEST,
+            Rejection::Upstream { refusal, .. } => {
+                StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST)
+            }
+            Rejection::CannotEnforce | Rejection::NotYet { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The metric label: a fixed set, whatever the caller sends.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Rejection::NotFound => "not_found",
+            Rejection::MethodNotAllowed => "method_not_allowed",
+            Rejection::WrongHost => "wrong_host",
+            Rejection::CannotEnforce => "cannot_enforce",
+            Rejection::Token(error) => error.reason(),
+            Rejection::Upstream { refusal, .. } => refusal.kind.label(),
+            Rejection::NotYet { last: None, .. } => "eks_auth_slow",
+            Rejection::NotYet { last: Some(failure), .. } => failure.label(),
+        }
+    }
+
+    /// The pod that was refused, where its token was verified.
+    pub fn pod(&self) -> Option<&Claims> {
+        match self {
+            Rejection::Upstream { pod, .. } | Rejection::NotYet { pod, .. } => pod.as_deref(),
+            Rejection::NotFound
+            | Rejection::MethodNotAllowed
+            | Rejection::WrongHost
+            | Rejection::CannotEnforce
+            | Rejection::Token(_) => None,
+        }
+    }
+
+    pub fn body(&self) -> Vec<u8> {
+        let code = self.code();
+        let message = self.message();
+        let body = ErrorBody { code, message: &message, message_for_java: &message };
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+
+    fn code(&self) -> &str {
+        match self {
+            Rejection::NotFound => "NotFound",
+            Rejection::MethodNotAllowed => "MethodNotAllowed",
+            Rejection::WrongHost => "WrongHost",
+            Rejection::Token(error) => error.code(),
+            Rejection::Upstream { refusal, .. } => &refusal.code,
+            Rejection::CannotEnforce | Rejection::NotYet { .. } => "ServiceUnavailable",
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Rejection::NotFound => "podcred serves GET /v1/credentials only; check \
+                                    AWS_CONTAINER_CREDENTIALS_FULL_URI in the pod."
+                .to_owned(),
+            Rejection::MethodNotAllowed => "Use GET (or HEAD) for /v1/credentials.".to_owned(),
+            Rejection::WrongHost => "The Host header must be the address of the agent: 169.254.170.23 or \
+                                     [fd00:ec2::23]. Requests that reached it by another name are refused."
+                .to_owned(),
+            Rejection::CannotEnforce => {
+                "This agent was told to verify callers (--verify enforce) and has no kernel \
+                                         attribution to do it by; its operator must choose audit or off."
+                    .to_owned()
+            }
+            Rejection::Token(error) => error.to_string(),
+            Rejection::Upstream { refusal, pod } => {
+                format!(
+                    "EKS Auth refused {}: {} {}",
+                    subject(pod.as_deref()),
+                    refusal.message,
+                    refusal.kind.advice()
+                )
+            }
+            Rejection::NotYet { last, pod } => {
+                let cause = match last {
+                    None => "EKS Auth has not answered yet".to_owned(),
+                    Some(Failure::Throttled { .. }) => "EKS Auth throttles this account's calls".to_owned(),
+                    Some(Failure::Unavailable { message }) => format!("EKS Auth gave no answer: {message}"),
+                    Some(Failure::Refused(refusal)) => format!("EKS Auth refused: {}", refusal.message),
+                };
+                format!(
+                    "No credentials for {} yet: {cause}. The agent goes on trying; ask again.",
+                    subject(pod.as_deref())
+                )
+            }
+        }
+    }
+}
+
+impl From<TokenError> for Rejection {
+    fn from(error: TokenError) -> Self {
+        Rejection::Token(error)
+    }
+}
+
+fn subject(pod: Option<&Claims>) -> String {
+    match pod {
+        Some(c) => format!(
+            "pod {}/{} (service account {}/{})",
+            c.namespace, c.pod_name, c.namespace, c.service_account
+        ),
+        None => "this token".to_owned(),
+    }
+}

@@ -1,0 +1,167 @@
+//! One request, from its headers to its answer.
+//!
+//! The steps stand in [`Service::credentials_for`], each once, in order; any of them may end it with a [`Rejection`].
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response};
+use tokio::time::Instant;
+
+use crate::authenticate::Authenticator;
+use crate::authenticate::token::TokenError;
+use crate::authorize::{authorize, check_host};
+use crate::clock::{Clock, Now};
+use crate::config::{Sharing, Verify};
+use crate::credentials::{Credentials, Issued, ServedFrom};
+use crate::metrics::Metrics;
+use crate::reject::Rejection;
+
+const PATH: &str = "/v1/credentials";
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// A pod with a broken token asks every second; its owner needs one line, not a flood.
+const ONE_LINE_IN: Duration = Duration::from_secs(60);
+
+/// The ends of the connection that a request came in on.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    pub peer: SocketAddr,
+    pub local: IpAddr,
+}
+
+#[derive(Debug)]
+pub struct Service {
+    pub authenticator: Authenticator,
+    pub sharing: Sharing,
+    pub verify: Verify,
+    pub credentials: Credentials,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub logged: Logged,
+}
+
+impl Service {
+    pub async fn respond<B>(&self, request: &Request<B>, ends: Ends) -> Response<Full<Bytes>> {
+        let asked = self.clock.now();
+        let result = self.credentials_for(request, ends, asked).await;
+        let answered = self.clock.now();
+        let took = answered.mono.saturating_duration_since(asked.mono);
+        match result {
+            Ok((issued, from)) => {
+                self.metrics.served(from, took);
+                ok(issued.body.clone())
+            }
+            Err(rejection) => {
+                let response = refusal(&rejection);
+                self.metrics.rejected(&rejection, response.status(), took);
+                self.logged.rejected(&rejection, ends.peer, answered);
+                response
+            }
+        }
+    }
+
+    async fn credentials_for<B>(
+        &self,
+        request: &Request<B>,
+        ends: Ends,
+        now: Now,
+    ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
+        route(request)?;
+        check_host(host(request), ends.local)?;
+        if self.verify == Verify::Enforce {
+            return Err(Rejection::CannotEnforce);
+        }
+        let token = the_token(request.headers())?;
+        let authenticated = self.authenticator.authenticate(token, now).await?;
+        let permit = authorize(authenticated, &self.sharing);
+        self.credentials.get(&permit, token, now).await
+    }
+}
+
+fn route<B>(request: &Request<B>) -> Result<(), Rejection> {
+    match (request.uri().path(), request.method()) {
+        (PATH, &Method::GET | &Method::HEAD) => Ok(()),
+        (PATH, _) => Err(Rejection::MethodNotAllowed),
+        _ => Err(Rejection::NotFound),
+    }
+}
+
+/// What the client thinks it is talking to. A request line with a whole URL overrides `Host` (RFC 9112, 3.2.2), and
+/// several `Host` headers are nobody's.
+fn host<B>(request: &Request<B>) -> Option<&str> {
+    if let Some(authority) = request.uri().authority() {
+        return Some(authority.as_str());
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok(),
+        (Some(_), Some(_)) | (None, _) => None,
+    }
+}
+
+fn the_token(headers: &HeaderMap) -> Result<&[u8], TokenError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    match (values.next(), values.next()) {
+        (Some(token), None) if !token.is_empty() => Ok(token.as_bytes()),
+        (Some(_), Some(_)) => Err(TokenError::Duplicate),
+        (Some(_), None) | (None, _) => Err(TokenError::Missing),
+    }
+}
+
+fn ok(body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+fn refusal(rejection: &Rejection) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(rejection.body()));
+    *response.status_mut() = rejection.status();
+    let server_error = response.status().is_server_error();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    if server_error {
+        // Java leaves the connection of a 5xx that it retries open.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if matches!(rejection, Rejection::MethodNotAllowed) {
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    response
+}
+
+/// One log line for each reason and minute; the metric has the numbers.
+#[derive(Debug, Default)]
+pub struct Logged {
+    last: Mutex<HashMap<&'static str, Instant>>,
+}
+
+impl Logged {
+    fn rejected(&self, rejection: &Rejection, peer: SocketAddr, now: Now) {
+        let reason = rejection.reason();
+        {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let recently =
+                last.get(reason).is_some_and(|at| now.mono.saturating_duration_since(*at) < ONE_LINE_IN);
+            if recently {
+                return;
+            }
+            last.insert(reason, now.mono);
+        }
+        tracing::warn!(
+            event = "request_refused",
+            reason,
+            status = rejection.status().as_u16(),
+            peer = %peer.ip(),
+            namespace = rejection.pod().map(|pod| &*pod.namespace),
+            service_account = rejection.pod().map(|pod| &*pod.service_account),
+            pod = rejection.pod().map(|pod| &*pod.pod_name),
+            "refused; further ones for this reason are counted in podcred_requests_total for a minute"
+        );
+    }
+}

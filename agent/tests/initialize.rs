@@ -1,0 +1,222 @@
+//! `podcred initialize` in network namespaces of its own. Needs root; without it the tests say that they were left out.
+
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const LINK: &str = "pod-id-link0";
+
+/// A network namespace that ends with its guard.
+struct Namespace(String);
+
+impl Namespace {
+    fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("left out: network namespaces need root");
+            return None;
+        }
+        let name = format!("pc-init-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        run(Command::new("ip").args(["netns", "add", &name]));
+        let namespace = Namespace(name);
+        namespace.ip("link set lo up");
+        Some(namespace)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    fn ip(&self, args: &str) -> String {
+        run(self.command("ip").args(args.split(' ')))
+    }
+
+    fn initialize(&self, args: &[&str]) -> Output {
+        self.command(env!("CARGO_BIN_EXE_podcred"))
+            .arg("initialize")
+            .args(args)
+            .output()
+            .expect("podcred starts")
+    }
+
+    fn initialized(&self, args: &[&str]) -> String {
+        let output = self.initialize(args);
+        let log = log_of(&output);
+        assert!(output.status.success(), "{log}");
+        log
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.initialize(args);
+        let log = log_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        log
+    }
+
+    fn exists(&self) -> bool {
+        self.ip("link show").contains(LINK)
+    }
+
+    /// Everything about addresses and routes that `initialize` could change.
+    fn state(&self) -> String {
+        ["addr show", "-4 route show table all", "-6 route show table all"].map(|args| self.ip(args)).concat()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.0]).status();
+    }
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("iproute2 is installed");
+    assert!(output.status.success(), "{command:?}: {}", log_of(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn log_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn the_device_has_both_addresses_and_a_route_each() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.initialized(&[]);
+    let link = ns.ip(&format!("addr show dev {LINK}"));
+    assert!(link.contains("UP"), "{link}");
+    assert!(link.contains("inet 169.254.170.23/32"), "{link}");
+    let inet6 = link.lines().find(|line| line.contains("inet6 fd00:ec2::23/128")).unwrap_or_default();
+    assert!(inet6.contains("nodad") && !inet6.contains("tentative"), "{link}");
+    assert!(ns.ip("-4 route").contains(&format!("169.254.170.23 dev {LINK}")), "{}", ns.ip("-4 route"));
+    assert!(ns.ip("-6 route").contains(&format!("fd00:ec2::23 dev {LINK}")), "{}", ns.ip("-6 route"));
+}
+
+#[test]
+fn both_addresses_can_be_bound_at_once() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.initialized(&[]);
+    for address in ["169.254.170.23:80", "[fd00:ec2::23]:80"] {
+        let address: SocketAddr = address.parse().unwrap();
+        // In a child, because the namespace is a thread's and the binary under test has no command that binds one.
+        let python = format!(
+            "import socket; socket.create_server(('{}', 80), family=socket.{})",
+            address.ip(),
+            if address.is_ipv6() { "AF_INET6" } else { "AF_INET" }
+        );
+        run(ns.command("python3").args(["-c", &python]));
+    }
+}
+
+#[test]
+fn a_second_run_changes_nothing_and_says_so() {
+    let Some(ns) = Namespace::new() else { return };
+    assert!(ns.initialized(&[]).contains("set up"));
+    let before = ns.state();
+    let log = ns.initialized(&[]);
+    assert!(log.contains("nothing to do"), "{log}");
+    assert_eq!(ns.state(), before);
+}
+
+#[test]
+fn what_is_missing_is_added_again() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.initialized(&[]);
+    ns.ip(&format!("addr del 169.254.170.23/32 dev {LINK}"));
+    let log = ns.initialized(&[]);
+    assert!(log.contains("added the address 169.254.170.23") && !log.contains("fd00"), "{log}");
+
+    ns.ip(&format!("link set {LINK} down"));
+    let log = ns.initialized(&[]);
+    assert!(log.contains("brought it up") && log.contains("added the route to 169.254.170.23"), "{log}");
+    assert!(ns.initialized(&[]).contains("nothing to do"));
+}
+
+#[test]
+fn remove_takes_the_device_away_and_may_be_repeated() {
+    let Some(ns) = Namespace::new() else { return };
+    let before = ns.state();
+    ns.initialized(&[]);
+    assert!(ns.exists());
+    assert!(ns.initialized(&["--remove"]).contains("removed"));
+    assert_eq!(ns.state(), before);
+    assert!(ns.initialized(&["--remove"]).contains("nothing to remove"));
+}
+
+#[test]
+fn without_ipv6_in_the_namespace_auto_leaves_it_out_and_on_fails() {
+    let Some(ns) = Namespace::new() else { return };
+    for name in ["all", "default"] {
+        run(ns.command("sysctl").args(["-w", &format!("net.ipv6.conf.{name}.disable_ipv6=1")]));
+    }
+    let log = ns.initialized(&[]);
+    assert!(log.contains("no IPv6") && log.contains("fd00:ec2::23"), "{log}");
+    assert!(ns.ip("addr").contains("169.254.170.23/32"));
+    assert!(ns.initialized(&[]).contains("nothing to do"), "a second run is still a no-op");
+
+    let log = ns.refused(&["--ipv6", "on"]);
+    assert!(log.contains("disable_ipv6") && log.contains("--ipv6"), "{log}");
+}
+
+#[test]
+fn ipv6_off_sets_up_ipv4_alone() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.initialized(&["--ipv6", "off"]);
+    let addresses = ns.ip("addr");
+    assert!(addresses.contains("169.254.170.23/32") && !addresses.contains("fd00:ec2"), "{addresses}");
+}
+
+#[test]
+fn a_device_of_another_kind_is_left_alone() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.ip(&format!("link add {LINK} type veth peer name other"));
+    for args in [[].as_slice(), &["--remove"]] {
+        let log = ns.refused(args);
+        assert!(log.contains("veth") && log.contains(&format!("ip link delete {LINK}")), "{log}");
+    }
+    assert!(ns.exists() && !ns.ip("addr").contains("169.254.170.23"));
+}
+
+#[test]
+fn an_address_on_another_device_is_a_conflict_that_names_it() {
+    for address in ["169.254.170.23/32", "fd00:ec2::23/128"] {
+        let Some(ns) = Namespace::new() else { return };
+        ns.ip("link add foreign0 type bridge");
+        ns.ip("link set foreign0 up");
+        ns.ip(&format!("addr add {address} dev foreign0"));
+        let log = ns.refused(&[]);
+        assert!(log.contains("foreign0") && log.contains(address.split('/').next().unwrap()), "{log}");
+        assert!(!ns.exists(), "a refused run changes nothing");
+    }
+}
+
+#[test]
+fn a_route_over_another_device_is_a_conflict_that_names_it() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.ip("link add foreign0 type bridge");
+    ns.ip("link set foreign0 up");
+    ns.ip("route add 169.254.170.23/32 dev foreign0");
+    let log = ns.refused(&[]);
+    assert!(log.contains("foreign0") && log.contains("routed"), "{log}");
+    assert!(!ns.exists());
+}
+
+#[test]
+fn a_missing_privilege_is_named() {
+    let Some(ns) = Namespace::new() else { return };
+    let output = ns
+        .command("setpriv")
+        .args([
+            "--bounding-set=-net_admin",
+            "--inh-caps=-net_admin",
+            env!("CARGO_BIN_EXE_podcred"),
+            "initialize",
+        ])
+        .output()
+        .expect("util-linux is installed");
+    let log = log_of(&output);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("CAP_NET_ADMIN") && log.contains("hostNetwork"), "{log}");
+}

@@ -1,0 +1,8 @@
+//! The agent's binary against the simulated EKS, on loopback: what a pod, a Prometheus and an operator see.
+
+mod answers;
+mod harness;
+mod keys;
+mod operations;
+mod tokens;
+mod upstream;

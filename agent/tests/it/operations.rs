@@ -1,0 +1,181 @@
+//! What an operator does and sees: probes, metrics, logs, flush, signals.
+
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
+use loadtest::eks::PodToken;
+
+use crate::harness::{Agent, Node};
+
+#[tokio::test]
+async fn sigterm_drains_and_exits_0() {
+    let mut node = Node::start(&[]).await;
+    node.eks.settings(|s| s.latency_ms = 700);
+    let token = node.pod("p").token;
+    let request = node.agent.request().header("authorization", &token);
+    let running = tokio::spawn(crate::harness::Answer::of(request));
+    while node.eks.counts().total + node.agent.metric("podcred_connections").await as u64 == 0 {
+        tokio::task::yield_now().await;
+    }
+    node.agent.terminate();
+    assert_eq!(running.await.expect("no panic").status, 200, "what was running is finished");
+    assert_eq!(node.agent.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_bound_is_skipped_and_reported_as_long_as_another_binds() {
+    let node = Node::start(&["--bind-hosts", "[fd00:ec2::23]"]).await;
+    assert_eq!(node.ask(&node.pod("p").token).await.status, 200);
+    assert_eq!(node.agent.metric("podcred_listener_bound{address=\"fd00:ec2::23\"}").await, 0.0);
+    assert_eq!(node.agent.metric("podcred_listener_bound{address=\"127.0.0.1\"}").await, 1.0);
+    let (status, text) = node.agent.probe("/readyz").await;
+    assert_eq!(status, 200);
+    assert!(text.contains("fd00:ec2::23"), "{text}");
+    assert!(node.agent.logs().contains("listener_skipped"));
+}
+
+#[test]
+fn no_address_at_all_and_a_taken_port_are_clear_errors() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let (status, text) = server(&["--bind-hosts", "127.0.0.1", "--port", &port]);
+    assert!(status != Some(0) && text.contains(&format!("127.0.0.1:{port}")), "{text}");
+    let (status, text) = server(&["--bind-hosts", "127.0.0.1", "--port", "0", "--probe-port", &port]);
+    assert!(status != Some(0) && text.contains("--probe-port"), "{text}");
+}
+
+fn server(args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_podcred"))
+        .args([
+            "server",
+            "--cluster-name",
+            "demo",
+            "--issuer",
+            "http://127.0.0.1:1/id/x",
+            "--metrics-port",
+            "0",
+        ])
+        .args(args)
+        .env_clear()
+        .env("AWS_REGION", "eu-west-1")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test]
+async fn flush_drops_what_it_names() {
+    let node = Node::start(&[]).await;
+    node.eks.create_association("web", "other", crate::harness::ROLE);
+    let (app, other) = (node.pod("p").token, node.eks.mint(PodToken::new("web", "other", "p")).token);
+    let before = [node.ask(&app).await.key().to_owned(), node.ask(&other).await.key().to_owned()];
+    let (ok, text) = node.agent.flush(&["web/app"]);
+    assert!(ok && text.contains('1'), "{text}");
+    assert_ne!(node.ask(&app).await.key(), before[0]);
+    assert_eq!(node.ask(&other).await.key(), before[1]);
+    let (ok, text) = node.agent.flush(&[]);
+    assert!(ok && text.contains('2'), "{text}");
+    let (ok, text) = node.agent.flush(&["no-slash"]);
+    assert!(!ok && text.contains("NAMESPACE/SERVICEACCOUNT"), "{text}");
+}
+
+#[tokio::test]
+async fn one_issued_line_for_each_pod_and_access_key() {
+    let node = Node::start(&[]).await;
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    for pod in [&a, &b, &a, &b] {
+        node.ask(&pod.token).await.key();
+    }
+    node.agent.flush(&[]);
+    node.ask(&a.token).await.key();
+    let logs = node.agent.logs();
+    let of = |uid: &str| {
+        logs.lines()
+            .filter(|l| l.contains("\"issued\"") && l.contains(&format!("\"pod_uid\":\"{uid}\"")))
+            .count()
+    };
+    assert_eq!((of(&a.pod_uid), of(&b.pod_uid)), (2, 1), "{logs}");
+}
+
+#[tokio::test]
+async fn no_secret_of_a_run_is_in_its_logs_and_metrics() {
+    let node = Node::start(&["-v", "trace"]).await;
+    let mut secrets = vec![node.eks.node_credentials().secret_access_key().to_owned()];
+    for name in ["a", "b"] {
+        let token = node.pod(name).token;
+        let answer = node.ask(&token).await;
+        secrets.push(answer.body["SecretAccessKey"].as_str().expect("text").to_owned());
+        secrets.push(answer.body["Token"].as_str().expect("text").to_owned());
+        // Both the signature alone and the claims alone are the token's.
+        secrets.extend(token.split('.').skip(1).map(str::to_owned));
+    }
+    let refused = node.eks.mint(PodToken::new("web", "none", "p")).token;
+    assert_eq!(node.ask(&refused).await.status, 404);
+    secrets.extend(refused.split('.').skip(1).map(str::to_owned));
+    let bad = format!("{refused}x");
+    let message = node.ask(&bad).await.message().to_owned();
+    let told = format!("{}\n{}\n{message}", node.agent.logs(), node.agent.scrape().await);
+    assert!(told.contains("\"issued\""), "the logs were read");
+    for secret in secrets {
+        assert!(!told.contains(&secret), "a secret got out: {}…", &secret[..8]);
+    }
+}
+
+#[tokio::test]
+async fn every_family_is_fed_and_promtool_has_nothing_to_say() {
+    let node = Node::start(&["--eks-auth-wait", "200ms"]).await;
+    let pod = node.pod("p").token;
+    node.ask(&pod).await.key();
+    node.ask("rubbish").await;
+    node.ask(&node.eks.mint(PodToken::new("web", "none", "p")).token).await;
+    let text = node.agent.scrape().await;
+    for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().expect("a name");
+        assert!(
+            text.lines().any(|line| !line.starts_with('#') && line.starts_with(name)),
+            "{name} has no sample"
+        );
+    }
+    // The official agent's names are as they are; promtool would object to them.
+    let ours: String =
+        text.lines().filter(|line| !line.contains("pod_identity_")).map(|line| format!("{line}\n")).collect();
+    let Some(promtool) = promtool() else {
+        assert!(std::env::var_os("CI").is_none(), "promtool is missing");
+        eprintln!("left out: promtool is not installed (Debian's package `prometheus`)");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("metrics");
+    std::fs::write(&file, ours).expect("writes");
+    let stdin = std::fs::File::open(&file).expect("opens");
+    let checked =
+        Command::new(promtool).args(["check", "metrics"]).stdin(stdin).output().expect("promtool runs");
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+fn promtool() -> Option<&'static str> {
+    Command::new("promtool").arg("--version").output().is_ok().then_some("promtool")
+}
+
+#[tokio::test]
+async fn probes_say_what_is_missing_and_liveness_does_not_depend_on_it() {
+    let node = Node::start(&[]).await;
+    assert_eq!(node.agent.probe("/healthz").await.0, 200);
+    let (status, text) = node.agent.probe("/readyz").await;
+    assert_eq!(status, 200);
+    assert!(text.contains("keys: ok"), "{text}");
+    assert_eq!(node.agent.probe("/other").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_second_agent_does_not_take_over_the_first_ones_control_socket() {
+    let node = Node::start(&[]).await;
+    let path = node.agent.control_socket.to_str().expect("text");
+    let second = Agent::start(&node.eks, &["--control-socket", path]).await;
+    assert!(second.logs().contains("control_socket"));
+    let pod = node.pod("p").token;
+    node.ask(&pod).await.key();
+    assert!(node.agent.flush(&[]).1.contains('1'), "still the first one's");
+}
