@@ -1,1 +1,90 @@
-fn main() {}
+//! `cargo xtask …`: everything a person types. It builds and drives the project's binaries, and depends on none of them.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+mod agent;
+mod build;
+mod client;
+mod clock;
+mod demo;
+mod eks;
+mod http;
+mod namespace;
+mod place;
+mod process;
+mod report;
+mod sdk;
+mod sdks;
+mod setup;
+mod test;
+
+use report::Counts;
+
+/// podcred's tasks: see it work, and test it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Show podcred serving simulated pods with real AWS SDKs from a simulated EKS
+    Demo(demo::Arguments),
+    /// Drive each AWS SDK through podcred: first fetch, refresh, slow EKS Auth, refusal, IPv6
+    Sdks(sdks::Arguments),
+    /// Run all checks and tests
+    Test(test::Arguments),
+    /// Install what the other tasks need (they call it themselves)
+    Setup,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let task = Cli::parse().task;
+    // Whoever is interrupted drops what it holds: processes and namespaces end with their owners.
+    let outcome = tokio::select! {
+        outcome = run(task) => outcome,
+        name = interrupted() => {
+            eprintln!("\n{name}: everything that was started is ended");
+            return ExitCode::from(130);
+        }
+    };
+    match outcome {
+        Ok(counts) if counts.failed == 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(task: Task) -> Result<Counts> {
+    match task {
+        Task::Demo(arguments) => Box::pin(demo::run(&arguments)).await,
+        Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
+        Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
+        Task::Setup => {
+            Box::pin(setup::all()).await?;
+            Ok(Counts::default())
+        }
+    }
+}
+
+async fn interrupted() -> &'static str {
+    let (Ok(mut terminate), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => "interrupted",
+        _ = terminate.recv() => "terminated",
+        _ = hangup.recv() => "terminal closed",
+    }
+}

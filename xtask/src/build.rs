@@ -1,0 +1,68 @@
+//! The project's binaries, built by cargo.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use tokio::process::Command;
+
+use crate::clock::Stopwatch;
+use crate::report::step;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// What users run; minutes to compile
+    Release,
+    /// Quick to compile
+    Dev,
+}
+
+#[derive(Debug)]
+pub(crate) struct Binaries {
+    pub(crate) agent: PathBuf,
+    pub(crate) simulated_eks: PathBuf,
+    pub(crate) sdk_rust: PathBuf,
+}
+
+pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
+    let (name, folder) = match profile {
+        Profile::Release => ("release", "release"),
+        Profile::Dev => ("dev", "debug"),
+    };
+    step(&format!("Building podcred, the simulated EKS and the Rust client (cargo, profile {name})"));
+    let clock = Stopwatch::start();
+    let packages = ["-p", "podcred", "-p", "loadtest", "-p", "sdk-rust"];
+    let status = cargo()
+        .args(["build", "--bins", "--profile", name])
+        .args(packages)
+        .kill_on_drop(true)
+        .status()
+        .await
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build ended with {status}");
+    }
+    step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
+    let folder = target().join(folder);
+    Ok(Binaries {
+        agent: folder.join("podcred"),
+        simulated_eks: folder.join("simulated-eks"),
+        sdk_rust: folder.join("sdk-rust"),
+    })
+}
+
+/// cargo, in the workspace's folder.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+pub(crate) fn root() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+}

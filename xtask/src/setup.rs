@@ -1,0 +1,214 @@
+//! What the other tasks need and cargo does not bring: a few packages of the system, and the AWS SDKs under `target/`.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tokio::process::Command;
+
+use crate::build::{root, target};
+use crate::clock::Stopwatch;
+use crate::process::{is_root, on_path, quietly};
+use crate::report::step;
+use crate::sdk::Sdk;
+
+/// boto3 and the aws CLI, for SDK clients, tests and calls of our own.
+pub(crate) fn venv() -> PathBuf {
+    target().join("sdks/venv")
+}
+
+pub(crate) async fn all() -> Result<()> {
+    promtool().await?;
+    let (_, left_out) = sdks(&Sdk::ALL).await?;
+    for (sdk, reason) in left_out {
+        step(&format!("{} is left out: {reason}", sdk.title()));
+    }
+    Ok(())
+}
+
+/// Installs those whose runtime is here; the others come back with the reason.
+pub(crate) async fn sdks(wanted: &[Sdk]) -> Result<(Vec<Sdk>, Vec<(Sdk, String)>)> {
+    system_packages().await?;
+    let (mut here, mut left_out) = (Vec::new(), Vec::new());
+    for &sdk in wanted {
+        let missing: Vec<&str> = sdk.runtime().iter().copied().filter(|program| !on_path(program)).collect();
+        match missing.is_empty() {
+            true => here.push(sdk),
+            false => left_out.push((sdk, format!("{} not on the PATH", missing.join(", ")))),
+        }
+    }
+    // Associations are created with the aws CLI, whichever SDKs are wanted.
+    let python = async {
+        if !on_path("python3") {
+            anyhow::bail!(
+                "python3 is not on the PATH; the aws CLI, which creates the associations, needs it"
+            );
+        }
+        install("boto3 and the aws CLI", &venv(), &python_manifests(), "python3", python_venv()).await
+    };
+    let js = on_demand(&here, Sdk::Js, &["package.json", "package-lock.json", "client.mjs"], "node", npm());
+    let go = on_demand(&here, Sdk::Go, &["go.mod", "go.sum", "main.go"], "go", go_build());
+    let java = on_demand(&here, Sdk::Java, &["pom.xml", "Client.java"], "javac", maven());
+    Box::pin(async { tokio::try_join!(python, js, go, java) }).await?;
+    Ok((here, left_out))
+}
+
+/// Debian's promtool, unpacked under `target/`: installing its package would start a Prometheus server.
+pub(crate) async fn promtool() -> Result<Option<PathBuf>> {
+    if on_path("promtool") {
+        return Ok(Some(PathBuf::from("promtool")));
+    }
+    let folder = target().join("tools/prometheus");
+    let promtool = folder.join("usr/bin/promtool");
+    if promtool.is_file() {
+        return Ok(Some(promtool));
+    }
+    if !on_path("apt-get") {
+        return Ok(None);
+    }
+    step("Fetching promtool (Debian's package prometheus, unpacked only)");
+    std::fs::create_dir_all(&folder)?;
+    let download = || {
+        let mut apt = Command::new("apt-get");
+        apt.args(["download", "-q", "prometheus"]).current_dir(&folder);
+        apt
+    };
+    if quietly("apt-get download prometheus", &mut download()).await.is_err() && is_root() {
+        apt(&["update", "-q"]).await?;
+        quietly("apt-get download prometheus", &mut download()).await?;
+    }
+    let package = std::fs::read_dir(&folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let Some(package) = package else { return Ok(None) };
+    let mut unpack = Command::new("dpkg-deb");
+    quietly("dpkg-deb -x", unpack.arg("-x").arg(&package).arg(&folder)).await?;
+    Ok(promtool.is_file().then_some(promtool))
+}
+
+async fn system_packages() -> Result<()> {
+    if !is_root() || !on_path("apt-get") {
+        return Ok(());
+    }
+    let mut packages = Vec::new();
+    if !on_path("ip") {
+        packages.push("iproute2");
+    }
+    if !on_path("nsenter") {
+        packages.push("util-linux");
+    }
+    let ensurepip =
+        quietly("ensurepip", Command::new("python3").args(["-c", "import ensurepip, venv"])).await;
+    if ensurepip.is_err() {
+        packages.push("python3-venv");
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    step(&format!("Installing {} (apt)", packages.join(", ")));
+    apt(&["update", "-q"]).await?;
+    apt(&[&["install", "-q", "-y", "--no-install-recommends"], packages.as_slice()].concat()).await
+}
+
+async fn apt(arguments: &[&str]) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    quietly("apt-get", apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive")).await?;
+    Ok(())
+}
+
+async fn on_demand(
+    here: &[Sdk],
+    sdk: Sdk,
+    files: &[&str],
+    runtime: &str,
+    work: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    if !here.contains(&sdk) {
+        return Ok(());
+    }
+    let manifests: Vec<PathBuf> = files.iter().map(|file| sdk.source().join(file)).collect();
+    install(&format!("the SDK for {}", sdk.title()), &sdk.installed(), &manifests, runtime, work).await
+}
+
+/// Does `work` unless a stamp beside the folder says that it was done for the same files and the same runtime.
+async fn install(
+    what: &str,
+    folder: &Path,
+    manifests: &[PathBuf],
+    runtime: &str,
+    work: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let mut hash = DefaultHasher::new();
+    for file in manifests {
+        std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?.hash(&mut hash);
+    }
+    // Where a runtime was replaced by another, what was made with the former need not work.
+    let version = if runtime == "go" { "version" } else { "--version" };
+    quietly(runtime, Command::new(runtime).arg(version)).await?.hash(&mut hash);
+    let stamp = folder.with_extension("stamp");
+    let wanted = format!("{:016x}", hash.finish());
+    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    step(&format!("Installing {what} …"));
+    let clock = Stopwatch::start();
+    if folder.exists() {
+        std::fs::remove_dir_all(folder)?;
+    }
+    std::fs::create_dir_all(folder)?;
+    work.await.with_context(|| format!("installing {what}"))?;
+    std::fs::write(&stamp, wanted)?;
+    step(&format!("Installed {what} in {:.0} s", clock.elapsed().as_secs_f32()));
+    Ok(())
+}
+
+fn python_manifests() -> [PathBuf; 3] {
+    let test = root().join("loadtest/tests/requirements.txt");
+    [Sdk::Python.source().join("requirements.txt"), Sdk::Cli.source().join("requirements.txt"), test]
+}
+
+async fn python_venv() -> Result<()> {
+    let venv = venv();
+    quietly("python3 -m venv", Command::new("python3").args(["-m", "venv"]).arg(&venv)).await?;
+    let mut pip = Command::new(venv.join("bin/python"));
+    pip.args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input"]);
+    for manifest in python_manifests() {
+        pip.arg("-r").arg(manifest);
+    }
+    quietly("pip install", &mut pip).await?;
+    Ok(())
+}
+
+async fn npm() -> Result<()> {
+    let folder = Sdk::Js.installed();
+    // Node looks for packages beside the file that imports them, so the program goes where the packages are.
+    for file in ["package.json", "package-lock.json", "client.mjs"] {
+        std::fs::copy(Sdk::Js.source().join(file), folder.join(file))?;
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--no-audit", "--no-fund", "--omit-lockfile-registry-resolved"]).current_dir(folder);
+    quietly("npm ci", &mut npm).await?;
+    Ok(())
+}
+
+async fn go_build() -> Result<()> {
+    let mut go = Command::new("go");
+    go.args(["build", "-mod=readonly", "-o"]).arg(Sdk::Go.installed().join("client")).arg(".");
+    quietly("go build", go.current_dir(Sdk::Go.source())).await?;
+    Ok(())
+}
+
+async fn maven() -> Result<()> {
+    let folder = Sdk::Java.installed();
+    let mut mvn = Command::new("mvn");
+    mvn.args(["-B", "-q", "dependency:copy-dependencies", "-DincludeScope=runtime"])
+        .arg(format!("-DoutputDirectory={}", folder.join("lib").display()))
+        .arg("-f")
+        .arg(Sdk::Java.source().join("pom.xml"));
+    quietly("mvn dependency:copy-dependencies", &mut mvn).await?;
+    let mut javac = Command::new("javac");
+    javac.arg("-cp").arg(folder.join("lib/*")).arg("-d").arg(folder.join("classes"));
+    quietly("javac", javac.arg(Sdk::Java.source().join("Client.java"))).await?;
+    Ok(())
+}

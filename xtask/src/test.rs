@@ -1,0 +1,174 @@
+//! `cargo xtask test`: everything that is checked, and what was left out.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::build::{Profile, cargo};
+use crate::clock::Stopwatch;
+use crate::process::quietly;
+use crate::report::{Counts, step, table};
+use crate::sdk::Sdk;
+use crate::{demo, sdks, setup};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Only this step (repeatable)
+    #[arg(long, value_enum, value_name = "STEP")]
+    only: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// cargo fmt --check
+    Format,
+    /// cargo clippy, all targets, warnings denied
+    Clippy,
+    /// cargo test: unit, integration and doc tests, AWS's own clients and promtool among them
+    Tests,
+    /// cargo xtask sdks
+    Sdks,
+    /// cargo xtask demo, short
+    Demo,
+    /// cargo deny check
+    Deny,
+}
+
+/// What a step did not do, and why.
+type LeftOut = Option<String>;
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
+    let mut rows = Vec::new();
+    let mut total = Counts::default();
+    let mut left_out = Vec::new();
+    for &one in Step::value_variants() {
+        if !arguments.only.is_empty() && !arguments.only.contains(&one) {
+            continue;
+        }
+        let name = one.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        println!("\n━━━ {name}");
+        let clock = Stopwatch::start();
+        // A step that cannot be carried out has failed; the others are still worth their while.
+        let (counts, reason) = one.run().await.unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            (Counts { failed: 1, ..Counts::default() }, None)
+        });
+        total.add(counts);
+        left_out.extend(reason.map(|reason| format!("{name}: {reason}")));
+        let numbers = [counts.passed, counts.failed, counts.skipped].map(|number| number.to_string());
+        let time = format!("{:.0} s", clock.elapsed().as_secs_f32());
+        rows.push([vec![name], numbers.to_vec(), vec![time]].concat());
+    }
+    println!("\n{}", table(&["step", "passed", "failed", "skipped", "time"], &rows));
+    for reason in left_out {
+        println!("Left out: {reason}");
+    }
+    println!("\n{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    Ok(total)
+}
+
+impl Step {
+    async fn run(self) -> Result<(Counts, LeftOut)> {
+        match self {
+            Step::Format => one(cargo().args(["fmt", "--all", "--check"])).await,
+            Step::Clippy => {
+                let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+                one(cargo().args(arguments)).await
+            }
+            Step::Tests => tests().await,
+            Step::Sdks => Ok((Box::pin(sdks::run(&sdks::Arguments::default())).await?, None)),
+            Step::Demo => {
+                let (pods, roles) = (12, 3);
+                let short = demo::Arguments { keep: false, pods, roles, profile: Profile::Dev, agent: None };
+                Ok((Box::pin(demo::run(&short)).await?, None))
+            }
+            Step::Deny => deny().await,
+        }
+    }
+}
+
+/// A command that passes or fails as a whole.
+async fn one(command: &mut Command) -> Result<(Counts, LeftOut)> {
+    let passed = command.stdin(Stdio::null()).kill_on_drop(true).status().await?.success();
+    Ok((Counts { passed: passed.into(), failed: (!passed).into(), skipped: 0 }, None))
+}
+
+/// `cargo test`, its output passed through and its results added up.
+async fn tests() -> Result<(Counts, LeftOut)> {
+    setup::sdks(&[Sdk::Python, Sdk::Cli]).await?;
+    let mut left_out = None;
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--no-fail-fast"]).env("PODCRED_AWS_CLIENTS", setup::venv());
+    match setup::promtool().await? {
+        Some(promtool) => {
+            command.env("PODCRED_PROMTOOL", promtool);
+        }
+        None => {
+            let reason = "promtool's check of /metrics: no promtool, and no apt-get to fetch it";
+            left_out = Some(reason.to_owned());
+        }
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("cargo test has no stdout")?).lines();
+    let mut counts = Counts::default();
+    while let Some(line) = lines.next_line().await? {
+        println!("{line}");
+        counts.add(test_result(&line));
+    }
+    let status = child.wait().await?;
+    if !status.success() && counts.failed == 0 {
+        step(&format!(
+            "cargo test ended with {status} though no test failed: something did not compile or crashed"
+        ));
+        counts.failed = 1;
+    }
+    Ok((counts, left_out))
+}
+
+/// The numbers of `test result: ok. 12 passed; 0 failed; 1 ignored; …`; none of any other line.
+fn test_result(line: &str) -> Counts {
+    let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
+        return Counts::default();
+    };
+    let number = |word: &str| {
+        let mut parts = numbers.split("; ");
+        parts.find_map(|part| part.strip_suffix(word)?.trim().parse().ok()).unwrap_or_default()
+    };
+    Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") }
+}
+
+async fn deny() -> Result<(Counts, LeftOut)> {
+    if quietly("cargo deny", cargo().args(["deny", "--version"])).await.is_err() {
+        let reason = "cargo-deny is not installed (cargo install cargo-deny)".to_owned();
+        return Ok((Counts { skipped: 1, ..Counts::default() }, Some(reason)));
+    }
+    let (counts, _) = one(cargo().args(["deny", "check", "licenses", "bans", "sources"])).await?;
+    // The database is a git repository, which not every machine can reach.
+    let advisories = quietly("cargo deny", cargo().args(["deny", "fetch", "db"])).await;
+    match advisories {
+        Ok(_) => {
+            let mut all = one(cargo().args(["deny", "check", "advisories"])).await?.0;
+            all.add(counts);
+            Ok((all, None))
+        }
+        Err(_) => {
+            let reason = "advisories: their database cannot be fetched from here".to_owned();
+            Ok((Counts { skipped: counts.skipped + 1, ..counts }, Some(reason)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_of_cargo_test_are_read_off_its_lines() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(test_result(line), Counts { passed: 12, failed: 3, skipped: 1 });
+        assert_eq!(test_result("test config::tests::a ... ok"), Counts::default());
+    }
+}
