@@ -172,7 +172,7 @@ pub struct ServerConfig {
         value_parser = Checked(values::file), help_heading = OWN)]
     pub token_file: PathBuf,
 
-    /// Where the issuer's keys are, for nodes that cannot reach the issuer [default: <issuer>/keys]
+    /// Where the issuer's keys are, for nodes that cannot reach the issuer [default: ISSUER/keys]
     #[arg(long, env = "PODCRED_JWKS_URL", value_name = "URL",
         value_parser = Checked(values::trusted_url), help_heading = OWN)]
     pub jwks_url: Option<String>,

@@ -1,6 +1,6 @@
 //! One request, from its headers to its answer.
 //!
-//! The steps stand in [`Service::credentials_for`], each once, in order; any of them may end it with a [`Rejection`].
+//! The steps stand in `Service::credentials_for`, each once, in order; any of them may end it with a [`Rejection`].
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

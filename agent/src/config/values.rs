@@ -18,6 +18,8 @@ use reqwest::Url;
 
 use super::duration;
 
+use crate::authenticate::keys::check_url;
+
 /// A flag's value by a function whose error continues the sentence `--flag: "value" …`.
 ///
 /// clap's own errors do not tell a flag from its environment variable, and a DaemonSet's author who set one of them
@@ -194,15 +196,7 @@ pub(super) fn any_duration(text: &str) -> Result<Duration, String> {
 
 /// Kept as the text that was given: the issuer must equal the token's `iss` to the byte, and a `Url` would add a slash.
 pub(super) fn trusted_url(text: &str) -> Result<String, String> {
-    let url = web_url(text)?;
-    if url.scheme() != "https" && !is_loopback(&url) {
-        return Err(
-            "is plain http to another host, where anyone on the way could replace the keys that tokens are \
-                    checked with: use https (http is for loopback addresses only)"
-                .to_owned(),
-        );
-    }
-    Ok(text.to_owned())
+    check_url(text).map(|_| text.to_owned())
 }
 
 pub(super) fn issuer(text: &str) -> Result<String, String> {
@@ -229,12 +223,6 @@ fn web_url(text: &str) -> Result<Url, String> {
         return Err("has a fragment (#…), which no server ever sees: remove it".to_owned());
     }
     Ok(url)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
