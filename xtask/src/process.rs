@@ -89,10 +89,13 @@ pub(crate) async fn quietly(what: &str, command: &mut Command) -> Result<String>
     Ok(stdout.into_owned())
 }
 
-/// Whether a program of that name is on the PATH.
 pub(crate) fn on_path(program: &str) -> bool {
+    find_on_path(program).is_some()
+}
+
+pub(crate) fn find_on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 pub(crate) fn is_root() -> bool {

@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use crate::build::{root, target};
 use crate::clock::Stopwatch;
-use crate::process::{is_root, on_path, quietly};
+use crate::process::{find_on_path, is_root, on_path, quietly};
 use crate::report::step;
 use crate::sdk::Sdk;
 
@@ -56,8 +56,8 @@ pub(crate) async fn sdks(wanted: &[Sdk]) -> Result<(Vec<Sdk>, Vec<(Sdk, String)>
 
 /// Debian's promtool, unpacked under `target/`: installing its package would start a Prometheus server.
 pub(crate) async fn promtool() -> Result<Option<PathBuf>> {
-    if on_path("promtool") {
-        return Ok(Some(PathBuf::from("promtool")));
+    if let Some(promtool) = find_on_path("promtool") {
+        return Ok(Some(promtool));
     }
     let folder = target().join("tools/prometheus");
     let promtool = folder.join("usr/bin/promtool");

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that is checked, and what was left out.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
@@ -99,18 +101,14 @@ async fn one(command: &mut Command) -> Result<(Counts, LeftOut)> {
 /// `cargo test`, its output passed through and its results added up.
 async fn tests() -> Result<(Counts, LeftOut)> {
     setup::sdks(&[Sdk::Python, Sdk::Cli]).await?;
-    let mut left_out = None;
+    let promtool = setup::promtool().await?;
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).env("PODCRED_AWS_CLIENTS", setup::venv());
-    match setup::promtool().await? {
-        Some(promtool) => {
-            command.env("PODCRED_PROMTOOL", promtool);
-        }
-        None => {
-            let reason = "promtool's check of /metrics: no promtool, and no apt-get to fetch it";
-            left_out = Some(reason.to_owned());
-        }
-    }
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .env("PODCRED_AWS_CLIENTS", setup::venv())
+        .env("PATH", with_folder_of(promtool.as_deref())?);
+    let left_out =
+        promtool.is_none().then(|| "promtool's check of /metrics: no promtool and no apt-get".to_owned());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("cargo test has no stdout")?).lines();
     let mut counts = Counts::default();
@@ -126,6 +124,13 @@ async fn tests() -> Result<(Counts, LeftOut)> {
         counts.failed = 1;
     }
     Ok((counts, left_out))
+}
+
+/// The PATH, with the folder of this program as its last.
+fn with_folder_of(program: Option<&Path>) -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folder = program.and_then(Path::parent).map(Path::to_owned);
+    Ok(std::env::join_paths(std::env::split_paths(&path).chain(folder))?)
 }
 
 /// The numbers of `test result: ok. 12 passed; 0 failed; 1 ignored; …`; none of any other line.
