@@ -155,17 +155,14 @@ fn accept(inner: &Inner, role: &Role, bearer: &Bearer, assumed: &Assumed, epoch:
 fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusal, now: Now) -> Step {
     match refusal.kind {
         // The association is gone: so is what it gave.
-        RefusalKind::ResourceNotFound => {
-            role.drop_credentials();
-            inner.refusals.remember_role(role.key(), refusal.clone(), now);
-            log_refusal(
-                role,
-                bearer,
-                &refusal,
-                "no association: credentials of this service account are dropped",
-            );
-            Step::Land(Err(Failure::Refused(refusal)))
-        }
+        RefusalKind::ResourceNotFound => drop_role(
+            inner,
+            role,
+            bearer,
+            refusal,
+            now,
+            "no association: credentials of this service account are dropped",
+        ),
         // That token only. What other pods' tokens bought is theirs.
         RefusalKind::InvalidToken | RefusalKind::ExpiredToken | RefusalKind::Invalid => {
             role.condemn(&bearer.hash);
@@ -177,13 +174,19 @@ fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refus
     }
 }
 
+/// EKS Auth's final word on a role key.
+fn drop_role(inner: &Inner, role: &Role, bearer: &Bearer, refusal: Refusal, now: Now, meaning: &str) -> Step {
+    role.drop_credentials();
+    inner.refusals.remember_role(role.key(), refusal.clone(), now);
+    log_refusal(role, bearer, &refusal, meaning);
+    Step::Land(Err(Failure::Refused(refusal)))
+}
+
 fn denied(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusal, now: Now) -> Step {
     inner.denials.denied(role.key(), now);
     let (since, pods) = role.denied(&bearer.claims.pod_uid, now);
     if role.valid_at(now).is_none() {
-        inner.refusals.remember_role(role.key(), refusal.clone(), now);
-        log_refusal(role, bearer, &refusal, "access denied");
-        return Step::Land(Err(Failure::Refused(refusal)));
+        return drop_role(inner, role, bearer, refusal, now, "access denied");
     }
     // In pod scope there is no second pod to confirm it.
     let confirmed = pods > 1 || role.key().scope() != Scope::Role;
@@ -197,17 +200,14 @@ fn denied(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusa
         return Step::NextBearer(refusal);
     }
     match inner.denials.verdict(since, inner.has_other_live_role(role.key(), now)) {
-        Verdict::TheRole => {
-            role.drop_credentials();
-            inner.refusals.remember_role(role.key(), refusal.clone(), now);
-            log_refusal(
-                role,
-                bearer,
-                &refusal,
-                "access denied: credentials of this service account are dropped",
-            );
-            Step::Land(Err(Failure::Refused(refusal)))
-        }
+        Verdict::TheRole => drop_role(
+            inner,
+            role,
+            bearer,
+            refusal,
+            now,
+            "access denied: credentials of this service account are dropped",
+        ),
         Verdict::OwnPermission => Step::Later(Failure::Refused(refusal)),
         Verdict::AskAnother => {
             inner.renew_another(role.key(), now);
