@@ -64,6 +64,11 @@ impl Authenticator {
         self.check(token, hash, now).await
     }
 
+    /// Whose token this is, if it was ever verified.
+    pub fn pod_of(&self, token: &[u8]) -> Option<Arc<Claims>> {
+        (token.len() <= MAX_TOKEN_BYTES).then(|| self.known.get(&sha256(token)))?
+    }
+
     /// Signatures that were checked and good, since the start.
     pub fn tokens_verified(&self) -> u64 {
         self.verified.load(Ordering::Relaxed)
@@ -74,6 +79,7 @@ impl Authenticator {
         let key = match self.keys.find(unverified.key_id(), now).await {
             Lookup::Found(key) => key,
             Lookup::Unknown => return Err(TokenError::UnknownKey),
+            Lookup::CannotTell => return Err(TokenError::KeysUnavailable),
             Lookup::NoKeys => return Ok(Authenticated::Unchecked(Arc::new(unverified.into_claims()), hash)),
         };
         // jsonwebtoken's own check of claims reads the clock; only its check of signatures is used.

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authenticate::Authenticated;
-use crate::claims::{Claims, RoleKey, Scope, TokenHash};
+#[cfg(test)]
+use crate::claims::Scope;
+use crate::claims::{Claims, RoleKey, TokenHash};
 use crate::config::Sharing;
 use crate::reject::Rejection;
 
@@ -35,16 +37,43 @@ impl Permit {
     }
 }
 
+/// Leave to have EKS Auth check one token that nobody here could: it buys that token's own credentials and no others.
+#[derive(Clone, Debug)]
+pub struct UncheckedPermit {
+    claims: Arc<Claims>,
+    token: TokenHash,
+}
+
+impl UncheckedPermit {
+    pub fn claims(&self) -> &Arc<Claims> {
+        &self.claims
+    }
+
+    pub fn token_hash(&self) -> &TokenHash {
+        &self.token
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(claims: Arc<Claims>, token: TokenHash) -> Self {
+        UncheckedPermit { claims, token }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Authorized {
+    Checked(Permit),
+    Unchecked(UncheckedPermit),
+}
+
 /// Turns claims into a permit for the credentials they may share.
-pub fn authorize(authenticated: Authenticated, sharing: &Sharing) -> Permit {
-    let (claims, token, scope) = match authenticated {
+pub fn authorize(authenticated: Authenticated, sharing: &Sharing) -> Authorized {
+    match authenticated {
         Authenticated::Verified(claims, token) => {
             let scope = sharing.scope(&claims.namespace, &claims.service_account);
-            (claims, token, scope)
+            Authorized::Checked(Permit { key: RoleKey::new(Arc::clone(&claims), scope), claims, token })
         }
-        Authenticated::Unchecked(claims, token) => (claims, token, Scope::UncheckedToken(token)),
-    };
-    Permit { key: RoleKey::new(Arc::clone(&claims), scope), claims, token }
+        Authenticated::Unchecked(claims, token) => Authorized::Unchecked(UncheckedPermit { claims, token }),
+    }
 }
 
 /// A web page in a pod's browser can make a name of its own resolve to the link-local address (DNS rebinding), but it

@@ -35,8 +35,6 @@ pub enum Scope {
     Role,
     /// One pod, for service accounts whose policies look at pod name or UID.
     Pod,
-    /// One token that nobody here could verify: shared with nothing.
-    UncheckedToken(TokenHash),
 }
 
 /// The role key: which credentials a pod gets. One agent serves one cluster, so the cluster is not in it.
@@ -66,13 +64,13 @@ impl RoleKey {
         self.scope
     }
 
-    fn parts(&self) -> (&str, &str, &str, Option<&str>, Scope) {
+    fn parts(&self) -> (&str, &str, &str, Option<&str>) {
         let c = &self.claims;
         let pod = match self.scope {
             Scope::Role => None,
-            Scope::Pod | Scope::UncheckedToken(_) => Some(&*c.pod_uid),
+            Scope::Pod => Some(&*c.pod_uid),
         };
-        (&c.namespace, &c.service_account, &c.service_account_uid, pod, self.scope)
+        (&c.namespace, &c.service_account, &c.service_account_uid, pod)
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
+use secrecy::SecretString;
 use tokio::time::{MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -27,10 +28,11 @@ use self::denials::Denials;
 use self::pace::Pace;
 use self::refusals::{Memory, Refusals};
 use self::role::{Answer, Departure, Role, Upkeep};
-use crate::authorize::Permit;
-use crate::claims::{Claims, RoleKey, Scope};
+use self::unchecked::Unchecked;
+use crate::authorize::{Permit, UncheckedPermit};
+use crate::claims::RoleKey;
 use crate::clock::{Clock, Now};
-use crate::eks_auth::{EksAuth, Refusal};
+use crate::eks_auth::{Assumed, EksAuth, Failure, Refusal};
 use crate::metrics::Metrics;
 use crate::reject::Rejection;
 
@@ -83,7 +85,7 @@ struct Inner {
     refusals: Refusals,
     denials: Denials,
     pace: Pace,
-    unchecked: unchecked::Gate,
+    unchecked: Unchecked,
     eks_auth: Arc<dyn EksAuth>,
     retention: Duration,
     wait: Duration,
@@ -113,7 +115,7 @@ impl Credentials {
                 refusals: Refusals::new(),
                 denials: Denials::default(),
                 pace: Pace::new(settings.renewals_per_second, settings.revalidate_after, clock.now()),
-                unchecked: unchecked::Gate::new(),
+                unchecked: Unchecked::new(),
                 eks_auth,
                 retention: settings.retention,
                 wait: settings.wait,
@@ -139,7 +141,7 @@ impl Credentials {
         let role = inner.role(permit, now);
         let (issued, from) = match role.ask(permit, token, now, inner.pace.revalidate_after(), recheck) {
             Answer::Serve(issued) => {
-                let from = if issued.is_low_at(now) { ServedFrom::Stale } else { ServedFrom::Cache };
+                let from = at_hand(&issued, now);
                 (issued, from)
             }
             waiting @ Answer::Wait { .. } => self.wait(permit, token, &role, waiting, now).await?,
@@ -148,6 +150,39 @@ impl Credentials {
             issued.log_issued_to(permit.claims(), permit.key());
         }
         Ok((issued, from))
+    }
+
+    /// The credentials that this very token buys: EKS Auth is the one to check it.
+    pub async fn get_unchecked(
+        &self,
+        permit: &UncheckedPermit,
+        token: &[u8],
+        now: Now,
+    ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
+        let inner = &self.inner;
+        let deadline = now.mono + inner.wait;
+        let mut ended = inner.unchecked.ended();
+        let mut from = ServedFrom::Cache;
+        loop {
+            let now = inner.clock.now();
+            let passed = inner.unchecked.passed(permit.token_hash(), now);
+            if let Some(issued) = passed.as_ref().filter(|issued| !issued.is_low_at(now)) {
+                return Ok((Arc::clone(issued), from));
+            }
+            if let Memory::Refuse(refusal) = inner.refusals.of_token(permit.token_hash(), now) {
+                return Err(Rejection::Upstream { refusal, pod: None });
+            }
+            if let Some((turn, slot)) = inner.unchecked.turn(permit.claims(), now) {
+                let token = role::secret(token);
+                tokio::spawn(unchecked::check(Arc::clone(inner), permit.clone(), token, turn, slot));
+            }
+            from = ServedFrom::EksAuth;
+            // Somebody's call has ended: it was this token's, or the turn may be this pod's now.
+            if timeout_at(deadline, ended.changed()).await.is_err() {
+                let stale = passed.map(|issued| (issued, ServedFrom::Stale));
+                return stale.ok_or(Rejection::NotYet { last: None, pod: None });
+            }
+        }
     }
 
     /// Waits for flights until one brings credentials or a refusal, or until the request's time is up.
@@ -163,7 +198,10 @@ impl Credentials {
         let deadline = asked.mono + inner.wait;
         loop {
             let (mut flight, departing, meanwhile, briefly) = match answer {
-                Answer::Serve(issued) => return Ok((issued, ServedFrom::Cache)),
+                Answer::Serve(issued) => {
+                    let from = at_hand(&issued, inner.clock.now());
+                    return Ok((issued, from));
+                }
                 Answer::Wait { flight, departing, meanwhile, briefly } => {
                     (flight, departing, meanwhile, briefly)
                 }
@@ -189,7 +227,10 @@ impl Credentials {
             }
             if now.mono >= deadline || (briefly && !recheck) || (meanwhile.is_some() && !recheck) {
                 return match role.valid_at(now) {
-                    Some(issued) if !recheck => Ok((issued, ServedFrom::Stale)),
+                    Some(issued) if !recheck => {
+                        let from = at_hand(&issued, now);
+                        Ok((issued, from))
+                    }
                     Some(_) | None => Err(not_yet(role, permit)),
                 };
             }
@@ -231,14 +272,15 @@ impl Credentials {
 
     /// Drops the credentials of one service account, or all; says how many there were.
     pub fn flush(&self, service_account: Option<(&str, &str)>) -> usize {
-        let mut dropped = 0;
+        let now = self.inner.clock.now();
+        let mut dropped = if service_account.is_none() { self.inner.unchecked.flush() } else { 0 };
         for (key, role) in self.inner.roles.iter() {
             let meant = service_account.is_none_or(|named| named == (key.namespace(), key.service_account()));
-            if meant && role.flush() {
+            if meant && role.flush(now) {
                 dropped += 1;
             }
         }
-        self.inner.refusals.clear();
+        self.inner.refusals.forget_roles();
         tracing::info!(event = "flushed", dropped, "an operator dropped credentials from the cache");
         dropped
     }
@@ -291,6 +333,16 @@ impl Inner {
         }
     }
 
+    /// One call, timed and counted; and when it was over.
+    async fn assume_role(&self, token: SecretString, purpose: Purpose) -> (Result<Assumed, Failure>, Now) {
+        let called = self.clock.now();
+        let answer = self.eks_auth.assume_role_for_pod_identity(token).await;
+        let now = self.clock.now();
+        let took = now.mono.saturating_duration_since(called.mono);
+        self.metrics.eks_auth_call(purpose, answer.as_ref().err(), took);
+        (answer, now)
+    }
+
     fn depart(self: &Arc<Self>, role: &Arc<Role>, departure: Departure) {
         tokio::spawn(fetch::fly(Arc::clone(self), Arc::clone(role), departure));
     }
@@ -330,20 +382,17 @@ fn new_cache(capacity: usize) -> Roles {
     Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), KeepLive)
 }
 
+/// How credentials that were there already count.
+fn at_hand(issued: &Issued, now: Now) -> ServedFrom {
+    if issued.is_low_at(now) { ServedFrom::Stale } else { ServedFrom::Cache }
+}
+
 fn refuse(refusal: Refusal, permit: &Permit) -> Rejection {
-    Rejection::Upstream { refusal, pod: named(permit) }
+    Rejection::Upstream { refusal, pod: Some(Arc::clone(permit.claims())) }
 }
 
 fn not_yet(role: &Role, permit: &Permit) -> Rejection {
-    Rejection::NotYet { last: role.last_failure(), pod: named(permit) }
-}
-
-/// The pod, unless nobody verified that it is the one.
-fn named(permit: &Permit) -> Option<Arc<Claims>> {
-    match permit.key().scope() {
-        Scope::Role | Scope::Pod => Some(Arc::clone(permit.claims())),
-        Scope::UncheckedToken(_) => None,
-    }
+    Rejection::NotYet { last: role.last_failure(), pod: Some(Arc::clone(permit.claims())) }
 }
 
 #[cfg(test)]

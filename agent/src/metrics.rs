@@ -242,7 +242,7 @@ impl Metrics {
         self.official_response.with_label_values(&[status.as_str()]).inc();
         self.request_seconds.observe(took.as_secs_f64());
         match rejection {
-            Rejection::Token(error) => self.tokens_refused.with_label_values(&[error.reason()]).inc(),
+            Rejection::Token { error, .. } => self.tokens_refused.with_label_values(&[error.reason()]).inc(),
             Rejection::Upstream { .. } | Rejection::NotYet { .. } => self.official_miss.inc(),
             Rejection::NotFound
             | Rejection::MethodNotAllowed

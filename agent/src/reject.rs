@@ -17,7 +17,10 @@ pub enum Rejection {
     WrongHost,
     /// `--verify enforce` was asked for, and this agent cannot tell who is calling.
     CannotEnforce,
-    Token(TokenError),
+    Token {
+        error: TokenError,
+        pod: Option<Arc<Claims>>,
+    },
     /// EKS Auth's own word, passed on.
     Upstream {
         refusal: Refusal,
@@ -48,7 +51,9 @@ impl Rejection {
             Rejection::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Rejection::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Rejection::WrongHost => StatusCode::FORBIDDEN,
-            Rejection::Token(_) => StatusCode::BAD_REQUEST,
+            // It may be good: nobody could find out.
+            Rejection::Token { error: TokenError::KeysUnavailable, .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Rejection::Token { .. } => StatusCode::BAD_REQUEST,
             Rejection::Upstream { refusal, .. } => {
                 StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST)
             }
@@ -64,7 +69,7 @@ impl Rejection {
             Rejection::HeadersTooLarge => "headers_too_large",
             Rejection::WrongHost => "wrong_host",
             Rejection::CannotEnforce => "cannot_enforce",
-            Rejection::Token(error) => error.reason(),
+            Rejection::Token { error, .. } => error.reason(),
             Rejection::Upstream { refusal, .. } => refusal.kind.label(),
             Rejection::NotYet { last: None, .. } => "eks_auth_slow",
             Rejection::NotYet { last: Some(failure), .. } => failure.label(),
@@ -74,13 +79,14 @@ impl Rejection {
     /// The pod that was refused, where its token was verified.
     pub fn pod(&self) -> Option<&Claims> {
         match self {
-            Rejection::Upstream { pod, .. } | Rejection::NotYet { pod, .. } => pod.as_deref(),
+            Rejection::Token { pod, .. }
+            | Rejection::Upstream { pod, .. }
+            | Rejection::NotYet { pod, .. } => pod.as_deref(),
             Rejection::NotFound
             | Rejection::MethodNotAllowed
             | Rejection::HeadersTooLarge
             | Rejection::WrongHost
-            | Rejection::CannotEnforce
-            | Rejection::Token(_) => None,
+            | Rejection::CannotEnforce => None,
         }
     }
 
@@ -97,7 +103,7 @@ impl Rejection {
             Rejection::MethodNotAllowed => "MethodNotAllowed",
             Rejection::HeadersTooLarge => "HeadersTooLarge",
             Rejection::WrongHost => "WrongHost",
-            Rejection::Token(error) => error.code(),
+            Rejection::Token { error, .. } => error.code(),
             Rejection::Upstream { refusal, .. } => &refusal.code,
             Rejection::CannotEnforce | Rejection::NotYet { .. } => "ServiceUnavailable",
         }
@@ -118,7 +124,8 @@ impl Rejection {
                  its operator must choose audit or off."
                     .to_owned()
             }
-            Rejection::Token(error) => error.to_string(),
+            Rejection::Token { error, pod: None } => error.to_string(),
+            Rejection::Token { error, pod } => format!("{error} It was the token of {}.", subject(pod.as_deref())),
             Rejection::Upstream { refusal, pod } => {
                 format!(
                     "EKS Auth refused {}: {} {}",
@@ -145,7 +152,7 @@ impl Rejection {
 
 impl From<TokenError> for Rejection {
     fn from(error: TokenError) -> Self {
-        Rejection::Token(error)
+        Rejection::Token { error, pod: None }
     }
 }
 
@@ -175,7 +182,7 @@ pub fn table() -> String {
         table += &own(&rejection);
     }
     for error in TokenError::ALL {
-        table += &own(&Rejection::Token(error));
+        table += &own(&Rejection::from(error));
     }
     for kind in RefusalKind::ALL {
         table += &upstream(kind);

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::authenticate::Authenticator;
 use crate::authenticate::token::TokenError;
-use crate::authorize::{authorize, check_host};
+use crate::authorize::{Authorized, authorize, check_host};
 use crate::clock::{Clock, Now};
 use crate::config::{Sharing, Verify};
 use crate::credentials::{Credentials, Issued, ServedFrom};
@@ -27,6 +27,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const HEADER_BLOCK: usize = 32 * 1024;
 /// A pod with a broken token asks every second; its owner needs one line, not a flood.
 const ONE_LINE_IN: Duration = Duration::from_secs(60);
+const KEPT_LINES: usize = 1_024;
 
 /// The ends of the connection that a request came in on.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +80,17 @@ impl Service {
             return Err(Rejection::CannotEnforce);
         }
         let token = the_token(request.headers())?;
-        let authenticated = self.authenticator.authenticate(token, now).await?;
-        let permit = authorize(authenticated, &self.sharing);
-        self.credentials.get(&permit, token, now).await
+        let authenticated = self.authenticator.authenticate(token, now).await;
+        let authenticated = authenticated.map_err(|error| self.token_refused(error, token))?;
+        match authorize(authenticated, &self.sharing) {
+            Authorized::Checked(permit) => self.credentials.get(&permit, token, now).await,
+            Authorized::Unchecked(permit) => self.credentials.get_unchecked(&permit, token, now).await,
+        }
+    }
+
+    /// A token that was verified once, and has expired since, still says whose it was.
+    fn token_refused(&self, error: TokenError, token: &[u8]) -> Rejection {
+        Rejection::Token { error, pod: self.authenticator.pod_of(token) }
     }
 }
 
@@ -143,33 +152,45 @@ fn refusal(rejection: &Rejection) -> Response<Full<Bytes>> {
     response
 }
 
-/// One log line for each reason and minute; the metric has the numbers.
+/// One log line for each reason and pod in a minute; the metric has the numbers.
 #[derive(Debug, Default)]
 pub struct Logged {
-    last: Mutex<HashMap<&'static str, Instant>>,
+    last: Mutex<HashMap<About, Instant>>,
 }
+
+/// A reason, and the pod's UID where it was verified.
+type About = (&'static str, Option<Arc<str>>);
 
 impl Logged {
     fn rejected(&self, rejection: &Rejection, peer: SocketAddr, now: Now) {
         let reason = rejection.reason();
-        {
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-            let recently =
-                last.get(reason).is_some_and(|at| now.mono.saturating_duration_since(*at) < ONE_LINE_IN);
-            if recently {
-                return;
-            }
-            last.insert(reason, now.mono);
+        let pod = rejection.pod();
+        if !self.is_due((reason, pod.map(|pod| Arc::clone(&pod.pod_uid))), now) {
+            return;
         }
         tracing::warn!(
             event = "request_refused",
             reason,
             status = rejection.status().as_u16(),
             peer = %peer.ip(),
-            namespace = rejection.pod().map(|pod| &*pod.namespace),
-            service_account = rejection.pod().map(|pod| &*pod.service_account),
-            pod = rejection.pod().map(|pod| &*pod.pod_name),
-            "refused; further ones for this reason are counted in podcred_requests_total for a minute"
+            namespace = pod.map(|pod| &*pod.namespace),
+            service_account = pod.map(|pod| &*pod.service_account),
+            pod = pod.map(|pod| &*pod.pod_name),
+            "refused; for a minute further ones like it are counted in podcred_requests_total only"
         );
+    }
+
+    fn is_due(&self, about: About, now: Now) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = |at: &Instant| now.mono.saturating_duration_since(*at) < ONE_LINE_IN;
+        if last.get(&about).is_some_and(recent) {
+            return false;
+        }
+        // Only verified pods are told apart, so this stays small; what is over is dropped before it grows.
+        if last.len() >= KEPT_LINES {
+            last.retain(|_, at| recent(at));
+        }
+        last.insert(about, now.mono);
+        true
     }
 }

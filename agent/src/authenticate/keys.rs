@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jsonwebtoken::DecodingKey;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::set::KeySet;
@@ -56,10 +56,20 @@ struct Known {
 
 pub(super) enum Lookup {
     Found(Arc<DecodingKey>),
-    /// There is a key set, and this key is not in it.
+    /// There is a new key set, and this key is not in it.
     Unknown,
+    /// This key is not in the set that is known, and a newer one cannot be had.
+    CannotTell,
     /// There is no key set at all.
     NoKeys,
+}
+
+enum Next {
+    Answer(Lookup),
+    /// Asking the issuer may help.
+    Fetch,
+    /// It would, but the issuer was asked about an unknown key a moment ago.
+    TooSoon,
 }
 
 /// Fetches since the start, by result.
@@ -111,35 +121,51 @@ impl Keys {
     }
 
     pub(super) async fn find(self: &Arc<Self>, key_id: &str, now: Now) -> Lookup {
-        if let Some(answer) = self.look_up(key_id, now) {
-            return answer;
+        let deadline = now.mono + REQUEST_WAIT;
+        match self.look_up(key_id, now) {
+            Next::Answer(answer) => return answer,
+            Next::Fetch => {
+                // A wait that is over changes nothing: what is known by then is the answer.
+                let _ = timeout_at(deadline, self.fetch(now).cancelled()).await;
+            }
+            Next::TooSoon => {}
         }
-        // A wait that is over changes nothing: what is known by then is the answer.
-        let _ = timeout(REQUEST_WAIT, self.fetch(now).cancelled()).await;
-        match &self.state().known {
-            Some(known) => known.set.get(key_id).map_or(Lookup::Unknown, Lookup::Found),
-            None => Lookup::NoKeys,
+        let answer = self.known(key_id, now);
+        if let Lookup::CannotTell = answer {
+            // A quick 503 would be the end of Java's six attempts.
+            sleep_until(deadline).await;
         }
+        answer
     }
 
-    /// None where asking the issuer may help.
-    fn look_up(&self, key_id: &str, now: Now) -> Option<Lookup> {
+    fn look_up(&self, key_id: &str, now: Now) -> Next {
         let mut state = self.state();
         let Some(known) = &state.known else {
             // An issuer out of reach must not cost each request a wait; the background task goes on trying.
-            return (state.failures > 0).then_some(Lookup::NoKeys);
+            return if state.failures > 0 { Next::Answer(Lookup::NoKeys) } else { Next::Fetch };
         };
         if let Some(key) = known.set.get(key_id) {
-            return Some(Lookup::Found(key));
+            return Next::Answer(Lookup::Found(key));
         }
         if state.is_fetching() {
-            return None;
+            return Next::Fetch;
         }
         if !state.may_ask_for_unknown(now) {
-            return Some(Lookup::Unknown);
+            return Next::TooSoon;
         }
         state.asked_for_unknown = Some(now.mono);
-        None
+        Next::Fetch
+    }
+
+    fn known(&self, key_id: &str, now: Now) -> Lookup {
+        let state = self.state();
+        let Some(known) = &state.known else { return Lookup::NoKeys };
+        match known.set.get(key_id) {
+            Some(key) => Lookup::Found(key),
+            // Issuers publish a key before they sign by it, so a set as new as this would have it.
+            None if known.asked + BETWEEN_UNKNOWN_KEYS > now.mono => Lookup::Unknown,
+            None => Lookup::CannotTell,
+        }
     }
 
     /// Joins the fetch that is running, or starts one. It runs in a task of its own, so that a request that gives up

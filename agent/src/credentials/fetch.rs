@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use super::Inner;
 use super::denials::Verdict;
@@ -15,9 +15,6 @@ use super::role::{Bearer, Departure, Outcome, Purpose, Role};
 use crate::claims::{Scope, TokenHash};
 use crate::clock::{Clock, Now};
 use crate::eks_auth::{Assumed, Failure, Refusal, RefusalKind};
-
-const BUSY_UNCHECKED: &str = "the cluster's signing keys cannot be had, so every token is checked by EKS Auth itself, \
-                              a few a second";
 
 /// What one call's answer means for the flight.
 enum Step {
@@ -76,17 +73,32 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
             Step::NextBearer(why) => refusal = Some(why),
             Step::Later(failure) => {
                 let now = inner.clock.now();
-                let slot = role.failed(failure.clone(), fastrand::f64(), now).max(inner.pace.retry_slot(now));
+                let backoff = role.failed(failure.clone(), fastrand::f64(), now);
                 // What is valid serves meanwhile, and the upkeep tries again; only pods with nothing wait on.
-                if role.valid_at(now).is_some() || !role.is_wanted_at(now) {
+                if role.valid_at(now).is_some() || !retry_turn(&inner, &role, backoff).await {
                     break Err(failure);
                 }
-                sleep_until(slot).await;
                 tried.clear();
             }
         }
     };
     in_flight.land(outcome);
+}
+
+/// Waits for the backoff and for a turn among all retries of this agent; false once no pod waits for it any more.
+async fn retry_turn(inner: &Inner, role: &Role, backoff: Instant) -> bool {
+    let mut wake = backoff;
+    loop {
+        sleep_until(wake).await;
+        let now = inner.clock.now();
+        if !role.is_wanted_at(now) {
+            return false;
+        }
+        match inner.pace.take_retry(fastrand::f64(), now) {
+            Ok(()) => return true,
+            Err(again) => wake = again,
+        }
+    }
 }
 
 fn out_of_tokens(refusal: Option<Refusal>) -> Failure {
@@ -98,25 +110,8 @@ fn out_of_tokens(refusal: Option<Refusal>) -> Failure {
 
 /// Makes one call and draws its conclusions.
 async fn call(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, purpose: Purpose) -> Step {
-    let _turn = match role.key().scope() {
-        Scope::Role | Scope::Pod => None,
-        Scope::UncheckedToken(_) => match inner.unchecked.turn(&bearer.claims.pod_uid, inner.clock.now()) {
-            Some((turn, slot)) => {
-                sleep_until(slot).await;
-                Some(turn)
-            }
-            None => return Step::Later(Failure::Unavailable { message: BUSY_UNCHECKED.into() }),
-        },
-    };
     let epoch = role.epoch();
-    let called = inner.clock.now();
-    let answer = inner.eks_auth.assume_role_for_pod_identity(bearer.token.clone()).await;
-    let now = inner.clock.now();
-    inner.metrics.eks_auth_call(
-        purpose,
-        answer.as_ref().err(),
-        now.mono.saturating_duration_since(called.mono),
-    );
+    let (answer, now) = inner.assume_role(bearer.token.clone(), purpose).await;
     match answer {
         Ok(assumed) => accept(inner, role, bearer, &assumed, epoch, now),
         Err(Failure::Refused(refusal)) => refused(inner, role, bearer, refusal, now),
@@ -166,7 +161,7 @@ fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refus
         // That token only. What other pods' tokens bought is theirs.
         RefusalKind::InvalidToken | RefusalKind::ExpiredToken | RefusalKind::Invalid => {
             role.condemn(&bearer.hash);
-            inner.refusals.remember_token(bearer.hash, refusal.clone(), now);
+            inner.refusals.remember_token(bearer.hash, &bearer.claims, refusal.clone(), now);
             log_refusal(role, bearer, &refusal, "token refused: another pod's is tried");
             Step::NextBearer(refusal)
         }
@@ -176,7 +171,7 @@ fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refus
 
 /// EKS Auth's final word on a role key.
 fn drop_role(inner: &Inner, role: &Role, bearer: &Bearer, refusal: Refusal, now: Now, meaning: &str) -> Step {
-    role.drop_credentials();
+    role.drop_credentials(now);
     inner.refusals.remember_role(role.key(), refusal.clone(), now);
     log_refusal(role, bearer, &refusal, meaning);
     Step::Land(Err(Failure::Refused(refusal)))
@@ -217,11 +212,6 @@ fn denied(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusa
 }
 
 fn log_refusal(role: &Role, bearer: &Bearer, refusal: &Refusal, meaning: &str) {
-    // Nobody verified these claims: they must not reach a log.
-    if let Scope::UncheckedToken(_) = role.key().scope() {
-        tracing::warn!(event = "eks_auth_refused", code = %refusal.code, unchecked = true, "{meaning}");
-        return;
-    }
     tracing::warn!(
         event = "eks_auth_refused",
         code = %refusal.code,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::clock::Now;
 
 const FASTEST_RETRIES: Duration = Duration::from_millis(50);
-const SLOWEST_RETRIES: Duration = Duration::from_secs(5);
+const SLOWEST_RETRIES: Duration = Duration::from_secs(2);
 /// A burst of throttled calls says one thing, not a hundred: the pace slows once in this time.
 const ONE_SLOWDOWN_IN: Duration = Duration::from_millis(500);
 const SLOWEST_REVALIDATION: Duration = Duration::from_secs(15 * 60);
@@ -48,12 +48,17 @@ impl Pace {
         }
     }
 
-    /// Takes the next place among the retries and says when it comes.
-    pub(super) fn retry_slot(&self, now: Now) -> Instant {
+    /// Takes the turn for one retry, or says when to ask for it again.
+    ///
+    /// Turns are not given out ahead: a queue made while EKS Auth throttled would still stand when it no longer does.
+    pub(super) fn take_retry(&self, jitter: f64, now: Now) -> Result<(), Instant> {
         let mut state = self.lock();
-        let slot = state.next_retry.max(now.mono);
-        state.next_retry = slot + state.retry_gap;
-        slot
+        if now.mono < state.next_retry {
+            // Spread, or all who wait would wake for the one turn.
+            return Err(state.next_retry + state.retry_gap.mul_f64(jitter));
+        }
+        state.next_retry = now.mono + state.retry_gap;
+        Ok(())
     }
 
     /// Whether one more renewal may start now; if so, its place is taken.
@@ -92,7 +97,7 @@ impl Pace {
 
     pub(super) fn succeeded(&self) {
         let mut state = self.lock();
-        state.retry_gap = state.retry_gap.mul_f64(0.9).max(FASTEST_RETRIES);
+        state.retry_gap = state.retry_gap.mul_f64(0.7).max(FASTEST_RETRIES);
         state.revalidate_after = state.revalidate_after.mul_f64(0.9).max(self.revalidate_floor);
     }
 

@@ -6,13 +6,14 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use crate::authorize::Permit;
-use crate::claims::{RoleKey, TokenHash};
-use crate::clock::Now;
+use crate::claims::{Claims, RoleKey, TokenHash};
+use crate::clock::{Now, UnixTime};
 use crate::eks_auth::Refusal;
 
 /// Long enough for an SDK's attempts, short enough for a person who has just made the association.
 const REMEMBERED: Duration = Duration::from_secs(5);
-const CAPACITY: usize = 1_024;
+/// An entry that is evicted is a condemned token forgiven, so there is room for more tokens than a node sees in a day.
+const CAPACITY: usize = 16_384;
 
 #[derive(Debug)]
 pub(super) struct Refusals {
@@ -29,6 +30,8 @@ enum About {
 struct Remembered {
     refusal: Refusal,
     until: Instant,
+    /// When the token expires and needs no condemning any more; a role key's entry has none.
+    token_expires: Option<UnixTime>,
 }
 
 #[derive(Debug)]
@@ -46,16 +49,13 @@ impl Refusals {
     }
 
     pub(super) fn of(&self, permit: &Permit, now: Now) -> Memory {
-        // Nearly always empty, and then it costs the request nothing.
+        // Nearly always empty, and then it costs the request little.
         if self.entries.is_empty() {
             return Memory::Nothing;
         }
-        if let Some(of_token) = self.entries.get(&About::Token(*permit.token_hash())) {
-            return if now.mono < of_token.until {
-                Memory::Refuse(of_token.refusal)
-            } else {
-                Memory::Recheck
-            };
+        match self.of_token(permit.token_hash(), now) {
+            Memory::Nothing => {}
+            of_token @ (Memory::Refuse(_) | Memory::Recheck) => return of_token,
         }
         match self.entries.get(&About::Role(permit.key().clone())) {
             Some(of_role) if now.mono < of_role.until => Memory::Refuse(of_role.refusal),
@@ -63,12 +63,22 @@ impl Refusals {
         }
     }
 
-    pub(super) fn remember_token(&self, token: TokenHash, refusal: Refusal, now: Now) {
-        self.entries.insert(About::Token(token), Remembered { refusal, until: now.mono + REMEMBERED });
+    pub(super) fn of_token(&self, token: &TokenHash, now: Now) -> Memory {
+        match self.entries.get(&About::Token(*token)) {
+            Some(entry) if now.mono < entry.until => Memory::Refuse(entry.refusal),
+            Some(_) => Memory::Recheck,
+            None => Memory::Nothing,
+        }
+    }
+
+    pub(super) fn remember_token(&self, token: TokenHash, claims: &Claims, refusal: Refusal, now: Now) {
+        let entry = Remembered { refusal, until: now.mono + REMEMBERED, token_expires: Some(claims.expires) };
+        self.entries.insert(About::Token(token), entry);
     }
 
     pub(super) fn remember_role(&self, key: &RoleKey, refusal: Refusal, now: Now) {
-        self.entries.insert(About::Role(key.clone()), Remembered { refusal, until: now.mono + REMEMBERED });
+        let entry = Remembered { refusal, until: now.mono + REMEMBERED, token_expires: None };
+        self.entries.insert(About::Role(key.clone()), entry);
     }
 
     /// EKS Auth took this token after all.
@@ -79,15 +89,17 @@ impl Refusals {
         }
     }
 
-    pub(super) fn clear(&self) {
-        self.entries.clear();
+    /// After a flush every service account may be asked about anew. Tokens stay condemned: that is about them, and
+    /// this agent has no other way to turn one away.
+    pub(super) fn forget_roles(&self) {
+        self.entries.retain(|about, _| matches!(about, About::Token(_)));
     }
 
-    /// Drops what a role key was refused, once that is too long ago to matter. A token's stays: it must be rechecked.
+    /// Drops what is too long ago to matter; a condemned token must be rechecked for as long as it lives.
     pub(super) fn upkeep(&self, now: Now) {
-        self.entries.retain(|about, entry| match about {
-            About::Role(_) => now.mono < entry.until,
-            About::Token(_) => true,
+        self.entries.retain(|_, entry| match entry.token_expires {
+            None => now.mono < entry.until,
+            Some(expires) => now.wall < expires,
         });
     }
 }

@@ -13,16 +13,18 @@ use tokio::time::Instant;
 
 use super::issued::Issued;
 use crate::authorize::Permit;
-use crate::claims::{Claims, RoleKey, Scope, TokenHash};
+use crate::claims::{Claims, RoleKey, TokenHash};
 use crate::clock::Now;
 use crate::eks_auth::Failure;
 
 /// Tokens kept for renewals. A few, because any of their pods may be gone by then; not all, because a thousand
 /// pods of one role would keep a thousand.
-const BEARERS: usize = 4;
+const BEARERS: usize = 6;
+/// Of these so many are of the pods that came first, and stay until EKS Auth refuses them: a burst of jobs, all of
+/// them with fresher tokens and soon gone, must not crowd out the one pod that lives for days.
+const FIRST_COMERS: usize = 3;
 /// A pod's SDK gives up and starts again within this time (boto3: three attempts of 2 s, a second between them).
 const STILL_WANTED: Duration = Duration::from_secs(15);
-const STILL_WANTED_UNCHECKED: Duration = Duration::from_secs(2);
 /// A role key with nothing to give is forgotten after this time.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -178,6 +180,8 @@ impl Role {
         if let Some(flight) = &state.flight {
             return Answer::Wait { flight: flight.clone(), departing: None, meanwhile: valid, briefly };
         }
+        // Until it has landed nothing may evict this key: the next pod would start a second call.
+        self.pinned.store(true, Ordering::Relaxed);
         let bearer = Bearer::new(permit, token);
         let (flight, departure) = state.depart(Some(bearer), purpose);
         Answer::Wait { flight, departing: Some(departure), meanwhile: valid, briefly }
@@ -222,14 +226,14 @@ impl Role {
     }
 
     /// Drops the credentials; the pods that hold them keep them, but nobody gets them from here.
-    pub(super) fn drop_credentials(&self) {
-        self.lock().issued = None;
+    pub(super) fn drop_credentials(&self, now: Now) {
+        self.lock().forget_credentials(now);
     }
 
-    pub(super) fn flush(&self) -> bool {
+    pub(super) fn flush(&self, now: Now) -> bool {
         let mut state = self.lock();
         state.epoch += 1;
-        state.issued.take().is_some()
+        state.forget_credentials(now)
     }
 
     /// Counts a pod among those denied, and says since when and how many there are.
@@ -269,12 +273,7 @@ impl Role {
 
     /// Whether a pod may still be waiting for what a flight brings.
     pub(super) fn is_wanted_at(&self, now: Now) -> bool {
-        let patience = match self.key.scope() {
-            Scope::Role | Scope::Pod => STILL_WANTED,
-            // Forgeries cost their maker nothing, so their flights must not pile up.
-            Scope::UncheckedToken(_) => STILL_WANTED_UNCHECKED,
-        };
-        now.mono.saturating_duration_since(self.lock().last_asked) < patience
+        now.mono.saturating_duration_since(self.lock().last_asked) < STILL_WANTED
     }
 
     /// Ends the flight. From here on the next caller starts a new one, so the state must be up to date before.
@@ -308,9 +307,7 @@ impl Role {
             && issued.is_due_at(now)
             && state.flight.is_none()
             && now.mono >= state.retry_at
-            && state.bearers.iter().any(|b| b.claims.expires > now.wall)
-            // Nobody here has verified that token, so it buys nothing unasked.
-            && !matches!(self.key.scope(), Scope::UncheckedToken(_));
+            && state.bearers.iter().any(|b| b.claims.expires > now.wall);
         if renew { Upkeep::Renew(issued.remaining_at(now)) } else { Upkeep::Keep }
     }
 
@@ -333,7 +330,7 @@ impl State {
         true
     }
 
-    /// Keeps one token a pod, and of the pods those whose tokens live longest.
+    /// Keeps one token a pod: of the first pods to come, and of those whose tokens live longest.
     fn note_token(&mut self, permit: &Permit, token: &[u8]) {
         let claims = permit.claims();
         let place = match self.bearers.iter().position(|b| b.claims.pod_uid == claims.pod_uid) {
@@ -341,7 +338,7 @@ impl State {
                 self.bearers.push(Bearer::new(permit, token));
                 return;
             }
-            None => self.bearers.iter_mut().min_by_key(|b| b.claims.expires),
+            None => self.bearers.iter_mut().skip(FIRST_COMERS).min_by_key(|b| b.claims.expires),
             Some(own) => self.bearers.get_mut(own),
         };
         if let Some(place) = place
@@ -349,6 +346,13 @@ impl State {
         {
             *place = Bearer::new(permit, token);
         }
+    }
+
+    /// With the credentials goes the backoff that was chosen while they still served: whoever asks next has nothing.
+    fn forget_credentials(&mut self, now: Now) -> bool {
+        self.failures = 0;
+        self.retry_at = now.mono;
+        self.issued.take().is_some()
     }
 
     fn depart(&mut self, first: Option<Bearer>, purpose: Purpose) -> (Flight, Departure) {
@@ -364,12 +368,11 @@ impl State {
 
 impl Bearer {
     fn new(permit: &Permit, token: &[u8]) -> Self {
-        // A token that passed is base64url and dots.
-        let text = String::from_utf8_lossy(token).into_owned();
-        Bearer {
-            claims: Arc::clone(permit.claims()),
-            token: SecretString::from(text),
-            hash: *permit.token_hash(),
-        }
+        Bearer { claims: Arc::clone(permit.claims()), token: secret(token), hash: *permit.token_hash() }
     }
+}
+
+/// A token that passed is base64url and dots.
+pub(super) fn secret(token: &[u8]) -> SecretString {
+    SecretString::from(String::from_utf8_lossy(token).into_owned())
 }

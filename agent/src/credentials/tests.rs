@@ -15,13 +15,13 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::{BoxFuture, join_all};
 use prometheus::Registry;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::claims::TokenHash;
+use crate::claims::{Claims, Scope, TokenHash};
 use crate::clock::UnixTime;
-use crate::eks_auth::{Assumed, Failure, RefusalKind};
+use crate::eks_auth::RefusalKind;
 
 const HOUR: u64 = 3_600;
 const LIFE: u64 = 6 * HOUR;

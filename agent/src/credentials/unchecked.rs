@@ -1,27 +1,41 @@
-//! The narrow gate for tokens that nobody here could verify.
+//! Tokens that nobody here could verify, while no key set can be had.
 //!
-//! While no key set can be had, EKS Auth checks each token itself. Anybody can make up tokens, and what they cost must
-//! not become the account's throttling: one call at a time for each pod that is claimed, two a second for the node.
+//! EKS Auth checks each of them itself, and what it answers is that token's alone. Anybody can make up tokens, and what
+//! they cost must become neither the account's throttling nor the node's memory: one call at a time for each pod that is
+//! claimed, two a second for the node, a small cache, and nothing kept for a token that has not passed.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use quick_cache::sync::Cache;
+use secrecy::SecretString;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
+use super::Inner;
+use super::issued::Issued;
+use super::role::Purpose;
+use crate::authorize::UncheckedPermit;
+use crate::claims::{Claims, RoleKey, Scope, TokenHash};
 use crate::clock::Now;
+use crate::eks_auth::Failure;
 
 const GAP: Duration = Duration::from_millis(500);
 /// Nobody queues longer than a request waits: then it is the next one's luck, not the place in a queue of forgeries.
 const LONGEST_QUEUE: Duration = Duration::from_millis(1_500);
+const CAPACITY: usize = 256;
 
 #[derive(Debug)]
-pub(super) struct Gate {
-    state: Arc<Mutex<State>>,
+pub(super) struct Unchecked {
+    gate: Arc<Mutex<Gate>>,
+    passed: Cache<TokenHash, Arc<Issued>>,
+    /// Counts the calls that have ended, for those who wait for one.
+    ended: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Gate {
     pods: HashSet<Arc<str>>,
     next: Option<Instant>,
 }
@@ -30,32 +44,85 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Turn {
     pod_uid: Arc<str>,
-    state: Arc<Mutex<State>>,
+    gate: Arc<Mutex<Gate>>,
 }
 
-impl Gate {
+impl Unchecked {
     pub(super) fn new() -> Self {
-        Gate { state: Arc::default() }
+        Unchecked { gate: Arc::default(), passed: Cache::new(CAPACITY), ended: watch::Sender::new(0) }
+    }
+
+    /// What this token bought, while it is valid.
+    pub(super) fn passed(&self, token: &TokenHash, now: Now) -> Option<Arc<Issued>> {
+        self.passed.get(token).filter(|issued| !issued.remaining_at(now).is_zero())
+    }
+
+    pub(super) fn ended(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
     }
 
     /// A turn and when it comes, or nothing while this pod has one or too many wait.
-    pub(super) fn turn(&self, pod_uid: &Arc<str>, now: Now) -> Option<(Turn, Instant)> {
-        let mut state = lock(&self.state);
-        let slot = state.next.map_or(now.mono, |next| next.max(now.mono));
-        if slot > now.mono + LONGEST_QUEUE || !state.pods.insert(Arc::clone(pod_uid)) {
+    pub(super) fn turn(&self, claims: &Claims, now: Now) -> Option<(Turn, Instant)> {
+        let mut gate = lock(&self.gate);
+        let slot = gate.next.map_or(now.mono, |next| next.max(now.mono));
+        if slot > now.mono + LONGEST_QUEUE || !gate.pods.insert(Arc::clone(&claims.pod_uid)) {
             return None;
         }
-        state.next = Some(slot + GAP);
-        Some((Turn { pod_uid: Arc::clone(pod_uid), state: Arc::clone(&self.state) }, slot))
+        gate.next = Some(slot + GAP);
+        Some((Turn { pod_uid: Arc::clone(&claims.pod_uid), gate: Arc::clone(&self.gate) }, slot))
     }
+
+    pub(super) fn flush(&self) -> usize {
+        let dropped = self.passed.len();
+        self.passed.clear();
+        dropped
+    }
+}
+
+/// One call for one token. It runs in a task of its own: its answer serves the pod's next attempt.
+pub(super) async fn check(
+    inner: Arc<Inner>,
+    permit: UncheckedPermit,
+    token: SecretString,
+    turn: Turn,
+    slot: Instant,
+) {
+    sleep_until(slot).await;
+    let (answer, now) = inner.assume_role(token, Purpose::First).await;
+    let claims = permit.claims();
+    match answer {
+        Ok(assumed) => match Issued::new(&assumed, claims, inner.retention, 0.0, now) {
+            Ok(issued) => {
+                // EKS Auth has verified the token, so by now the claims are true.
+                issued.log_issued_to(claims, &RoleKey::new(Arc::clone(claims), Scope::Pod));
+                inner.unchecked.passed.insert(*permit.token_hash(), Arc::new(issued));
+            }
+            Err(problem) => {
+                tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");
+            }
+        },
+        Err(Failure::Refused(refusal)) => {
+            // The claims are nobody's word, so they stay out of the log.
+            tracing::warn!(
+                event = "eks_auth_refused",
+                code = %refusal.code,
+                "a token that could not be verified here was refused"
+            );
+            inner.refusals.remember_token(*permit.token_hash(), claims, refusal, now);
+        }
+        Err(Failure::Throttled { .. }) => inner.pace.throttled(now),
+        Err(Failure::Unavailable { .. }) => inner.pace.failed(now),
+    }
+    drop(turn);
+    inner.unchecked.ended.send_modify(|ended| *ended += 1);
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        lock(&self.state).pods.remove(&self.pod_uid);
+        lock(&self.gate).pods.remove(&self.pod_uid);
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {
+    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -25,12 +25,13 @@ pub enum TokenError {
     NoServiceAccountUid,
     Names,
     UnknownKey,
+    KeysUnavailable,
     Signature,
 }
 
 impl TokenError {
     /// All of them, for what is written about them.
-    pub const ALL: [TokenError; 23] = [
+    pub const ALL: [TokenError; 24] = [
         TokenError::Missing,
         TokenError::Duplicate,
         TokenError::TooLong,
@@ -53,6 +54,7 @@ impl TokenError {
         TokenError::NoServiceAccountUid,
         TokenError::Names,
         TokenError::UnknownKey,
+        TokenError::KeysUnavailable,
         TokenError::Signature,
     ];
 
@@ -66,6 +68,7 @@ impl TokenError {
         match self {
             TokenError::Missing => "MissingToken",
             TokenError::Expired => "ExpiredToken",
+            TokenError::KeysUnavailable => "ServiceUnavailable",
             TokenError::Duplicate
             | TokenError::TooLong
             | TokenError::Bearer
@@ -201,6 +204,12 @@ impl TokenError {
                 "The token is signed by a key that the cluster's issuer does not publish, as far as this agent \
                  could learn (it asks at most once in 10 seconds). Ask again shortly; if it stays so, check that \
                  the agent can reach the issuer, or set --jwks-url.",
+            ),
+            TokenError::KeysUnavailable => (
+                "token_keys_unavailable",
+                "The token is signed by a key that this agent does not know, and the cluster's issuer, which could \
+                 tell, does not answer. Ask again; if it stays so, check that the agent can reach the issuer, or set \
+                 --jwks-url.",
             ),
             TokenError::Signature => (
                 "token_bad_signature",

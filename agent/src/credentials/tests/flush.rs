@@ -25,3 +25,32 @@ async fn what_was_on_its_way_when_the_flush_came_is_not_kept() {
     });
     assert_eq!(key, "ASIA1");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_forgives_no_condemned_token() {
+    let node = Node::new();
+    let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
+    node.rule(|token| {
+        let dead = token.ends_with("/dead");
+        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
+    });
+    assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
+    assert!(node.ask(&live).await.is_ok());
+    node.credentials.flush(Some(("web", "other")));
+    pass(10).await;
+    assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_flush_no_old_backoff_stands_in_the_way() {
+    let node = Node::new();
+    let p = pod("web", "app", "p");
+    node.key(&p).await;
+    node.down();
+    pass(4 * HOUR).await;
+    node.works();
+    node.credentials.flush(None);
+    let asked = node.clock.now();
+    node.key(&p).await;
+    assert!(node.clock.now().mono - asked.mono < secs(1));
+}

@@ -104,3 +104,21 @@ async fn throttled_role_keys_come_through_as_fast_as_eks_auth_lets_them() {
     assert!(took < secs(30), "100 role keys at 20/s took {took:?}");
     assert!(node.calls() < 400, "{} calls", node.calls());
 }
+
+#[tokio::test(start_paused = true)]
+async fn when_throttling_ends_everybody_is_served_within_seconds() {
+    for throttled_for in [10, 60] {
+        let node = Node::new();
+        node.rule(|_| (Duration::from_millis(30), Err(throttled())));
+        let pods: Vec<Pod> = (0..100).map(|i| pod("web", &format!("app{i}"), "p")).collect();
+        let ends = async {
+            pass(throttled_for).await;
+            node.works();
+            node.clock.now()
+        };
+        let served = join_all(pods.iter().map(async |pod| while node.ask(pod).await.is_err() {}));
+        let (ended, _) = tokio::join!(ends, served);
+        let took = node.clock.now().mono - ended.mono;
+        assert!(took < secs(20), "{throttled_for} s of throttling took {took:?} more");
+    }
+}
