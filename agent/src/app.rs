@@ -38,6 +38,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     let metrics = Arc::new(
         Metrics::new(Registry::new()).map_err(|error| format!("metrics cannot be registered: {error}"))?,
     );
+    let max_connections = server::affordable_connections(config.max_connections);
     // Listening comes first: what connects from here on waits in the backlog instead of being refused, and Java's
     // six attempts at a closed port are over in 29 ms.
     let bound = bind(&config, &metrics)?;
@@ -129,7 +130,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             tracing::warn!(event = "control_socket_missing", %problem, "podcred flush will not reach this agent");
         }
     }
-    server::serve(bound.listeners, service, config.max_connections, config.shutdown_grace, cancel).await;
+    server::serve(bound.listeners, service, max_connections, config.shutdown_grace, cancel).await;
     background.close();
     background.wait().await;
     tracing::info!(event = "stopped", "podcred has stopped");

@@ -138,7 +138,7 @@ pub struct ServerConfig {
         value_parser = Checked(values::any_duration), help_heading = OFFICIAL)]
     pub max_credential_retention: Duration,
 
-    /// Most credentials that are kept (0 turns caching off)
+    /// Most role keys that are kept, those of live pods excepted (0 turns caching off)
     #[arg(long, env = "PODCRED_MAX_CACHE_SIZE", value_name = "N", default_value = "2000",
         value_parser = values::number(0..=10_000_000_usize), help_heading = OFFICIAL)]
     pub max_cache_size: usize,
@@ -336,7 +336,10 @@ impl ServerConfig {
         taken.extend(self.bind_hosts.iter().map(|host| ("--port", *host, self.port)));
         for (i, (flag, host, port)) in taken.iter().enumerate() {
             for (other_flag, other_host, other_port) in &taken[..i] {
-                let same_host = host == other_host || host.is_unspecified() || other_host.is_unspecified();
+                // Listeners on IPv6 take no IPv4 connections, so :: and 0.0.0.0 go together.
+                let one_family = host.is_ipv4() == other_host.is_ipv4();
+                let same_host = host == other_host
+                    || one_family && (host.is_unspecified() || other_host.is_unspecified());
                 if *port == 0 || port != other_port || !same_host {
                     continue;
                 }

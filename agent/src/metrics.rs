@@ -190,7 +190,7 @@ impl Metrics {
             connections_refused: counter(
                 r,
                 "podcred_connections_refused_total",
-                "Connections closed at once because --max-connections were open.",
+                "Connections closed at once because --max-connections were open and none of them idle.",
             )?,
             listener_bound: gauges(
                 r,

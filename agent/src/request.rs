@@ -180,6 +180,21 @@ impl Logged {
         );
     }
 
+    pub(crate) fn accept_failed(&self, error: &std::io::Error, now: Now) {
+        if self.is_due(("accept_failed", None), now) {
+            tracing::warn!(event = "accept_failed", %error, "a connection could not be accepted");
+        }
+    }
+
+    pub(crate) fn connection_refused(&self, now: Now) {
+        if self.is_due(("connection_refused", None), now) {
+            tracing::warn!(
+                event = "connections_full",
+                "connections are refused: --max-connections are open, and all of them wait for an answer"
+            );
+        }
+    }
+
     fn is_due(&self, about: About, now: Now) -> bool {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = |at: &Instant| now.mono.saturating_duration_since(*at) < ONE_LINE_IN;

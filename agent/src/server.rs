@@ -1,24 +1,34 @@
 //! Connections: taking them, bounding them, and letting them finish.
 
+mod connections;
+
+use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::connections::{Connections, Place};
 use crate::metrics::Connected;
 use crate::request::{Ends, HEADER_BLOCK, Service};
 
 /// A client that has not sent its headers by then is stuck or hostile. Idle keep-alive connections end by it too.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// A client that does not take its answer: the kernel ends the connection, whatever the client pipelines.
+const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(5);
+/// Descriptors that are not pods' connections: listeners, calls to EKS Auth and the issuer, probes, scrapes.
+const OTHER_DESCRIPTORS: usize = 256;
 /// Pods of a whole node may start at once.
 const BACKLOG: i32 = 4_096;
 /// Out of file descriptors: connections must end before more can begin.
@@ -34,6 +44,8 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // Accepted sockets inherit it.
+    socket.set_tcp_user_timeout(Some(ANSWER_TAKEN_WITHIN))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -48,57 +60,83 @@ pub async fn serve(
     grace: Duration,
     cancel: CancellationToken,
 ) {
-    let connections = TaskTracker::new();
-    let room = Arc::new(Semaphore::new(max_connections));
+    let tracker = TaskTracker::new();
+    let connections = Connections::new(max_connections);
     let accepting = TaskTracker::new();
     for listener in listeners {
-        let accept =
-            accept(listener, Arc::clone(&service), connections.clone(), Arc::clone(&room), cancel.clone());
-        accepting.spawn(accept);
+        let tracker = tracker.clone();
+        accepting.spawn(accept(
+            listener,
+            Arc::clone(&service),
+            Arc::clone(&connections),
+            tracker,
+            cancel.clone(),
+        ));
     }
     accepting.close();
     accepting.wait().await;
-    connections.close();
-    if timeout(grace, connections.wait()).await.is_err() {
+    tracker.close();
+    if timeout(grace, tracker.wait()).await.is_err() {
         tracing::warn!(
             event = "drain_cut_short",
-            open = connections.len(),
+            open = tracker.len(),
             "connections were still open at the end"
         );
     }
 }
 
+/// How many connections this process can hold, which may be fewer than `wanted`: each costs a descriptor, and the calls
+/// to EKS Auth, probes and scrapes need some too.
+pub fn affordable_connections(wanted: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    // Containers often get a soft limit of 1,024 and a hard one of millions.
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(event = "descriptor_limit", %error, "the limit of open files cannot be raised");
+    }
+    let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let affordable = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(descriptors / 2).max(1);
+    if affordable < wanted {
+        tracing::warn!(
+            event = "descriptor_limit",
+            descriptors,
+            connections = affordable,
+            "the limit of open files allows fewer connections than --max-connections; raise it or lower that"
+        );
+    }
+    wanted.min(affordable)
+}
+
 async fn accept(
     listener: TcpListener,
     service: Arc<Service>,
-    connections: TaskTracker,
-    room: Arc<Semaphore>,
+    connections: Arc<Connections>,
+    tracker: TaskTracker,
     cancel: CancellationToken,
 ) {
     while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
+        let now = service.clock.now();
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Mostly the peer's doing (ECONNABORTED); with no descriptor left a pause lets some go.
-                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted) {
-                    tracing::warn!(event = "accept_failed", %error, "a connection could not be accepted");
+                if error.kind() != ErrorKind::ConnectionAborted {
+                    service.logged.accept_failed(&error, now);
                     sleep(ACCEPT_PAUSE).await;
                 }
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+        let Some(place) = connections.admit(now) else {
             service.metrics.connection_refused();
+            service.logged.connection_refused(now);
             continue;
         };
         let Ok(local) = stream.local_addr() else { continue };
         let ends = Ends { peer, local: local.ip().to_canonical() };
         let connected = service.metrics.connected();
-        let (service, cancel) = (Arc::clone(&service), cancel.clone());
-        connections.spawn(async move {
-            connection(stream, ends, service, connected, cancel).await;
-            drop(place);
-        });
+        tracker.spawn(connection(stream, ends, Arc::clone(&service), place, connected, cancel.clone()));
     }
 }
 
@@ -106,12 +144,16 @@ async fn connection(
     stream: TcpStream,
     ends: Ends,
     service: Arc<Service>,
+    place: Place,
     _connected: Connected,
     cancel: CancellationToken,
 ) {
-    let respond = service_fn(move |request| {
-        let service = Arc::clone(&service);
-        async move { Ok::<_, std::convert::Infallible>(service.respond(&request, ends).await) }
+    let respond = service_fn(async |request| {
+        place.busy();
+        let response = service.respond(&request, ends).await;
+        // From here on it is the client's turn, also to take this answer.
+        place.idle(service.clock.now());
+        Ok::<_, Infallible>(response)
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -120,10 +162,11 @@ async fn connection(
         // Head and body together are small: one write of one buffer costs less than a writev of two.
         .writev(false)
         .serve_connection(TokioIo::new(stream), respond);
-    let mut serving = std::pin::pin!(serving);
-    let ended = match cancel.run_until_cancelled(serving.as_mut()).await {
-        Some(ended) => ended,
-        None => {
+    let mut serving = pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = place.evicted() => Ok(()),
+        () = cancel.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

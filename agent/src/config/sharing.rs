@@ -1,7 +1,5 @@
 //! Which pods share one set of credentials.
 
-use std::fmt;
-
 use clap::ValueEnum;
 
 use super::values::{Checked, Choice};
@@ -42,10 +40,6 @@ pub enum SharingMode {
 }
 
 impl Sharing {
-    pub fn new(mode: SharingMode, pod_scoped: Vec<Pattern>) -> Self {
-        Sharing { mode, pod_scoped }
-    }
-
     pub fn scope(&self, namespace: &str, service_account: &str) -> Scope {
         match self.mode {
             SharingMode::Pod => Scope::Pod,
@@ -72,12 +66,6 @@ impl Pattern {
 
     pub fn matches(&self, namespace: &str, service_account: &str) -> bool {
         glob(&self.namespace, namespace) && glob(&self.service_account, service_account)
-    }
-}
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.service_account)
     }
 }
 
@@ -131,7 +119,7 @@ mod tests {
     #[test]
     fn a_pattern_takes_its_service_accounts_out_of_sharing() {
         let patterns = ["prod/db-*", "*/runner", "a*b*c/x"].map(|p| Pattern::parse(p).unwrap());
-        let sharing = Sharing::new(SharingMode::Role, patterns.to_vec());
+        let sharing = Sharing { mode: SharingMode::Role, pod_scoped: patterns.to_vec() };
         for (ns, sa, scope) in [
             ("prod", "db-", Scope::Pod),
             ("prod", "db-writer", Scope::Pod),
@@ -149,7 +137,7 @@ mod tests {
 
     #[test]
     fn nobody_shares_where_sharing_is_by_pod() {
-        assert_eq!(Sharing::new(SharingMode::Pod, vec![]).scope("a", "b"), Scope::Pod);
+        assert_eq!(Sharing { mode: SharingMode::Pod, pod_scoped: vec![] }.scope("a", "b"), Scope::Pod);
         assert_eq!(Sharing::default().scope("a", "b"), Scope::Role);
     }
 

@@ -1,11 +1,13 @@
 //! What an operator does and sees: probes, metrics, logs, flush, signals.
 
-use std::net::TcpListener;
+use std::io::ErrorKind::WouldBlock;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use loadtest::eks::PodToken;
 
-use crate::harness::{Agent, Node};
+use crate::harness::{Agent, BROKEN, Node};
 
 #[tokio::test]
 async fn sigterm_drains_and_exits_0() {
@@ -178,4 +180,33 @@ async fn a_second_agent_does_not_take_over_the_first_ones_control_socket() {
     let pod = node.pod("p").token;
     node.ask(&pod).await.key();
     assert!(node.agent.flush(&[]).1.contains('1'), "still the first one's");
+}
+
+#[tokio::test]
+async fn whoever_holds_all_connections_shuts_nobody_out() {
+    let node = Node::start(&["--max-connections", "20"]).await;
+    let token = node.pod("p").token;
+    let held: Vec<_> =
+        (0..60).map(|_| TcpStream::connect(node.agent.credentials).expect("connects")).collect();
+    for _ in 0..5 {
+        node.ask(&token).await.key();
+    }
+    assert!(node.agent.metric("podcred_connections").await <= 20.0);
+    assert_eq!(node.agent.metric("podcred_connections_refused_total").await, 0.0);
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off() {
+    let node = Node::start(&[]).await;
+    let mut greedy = TcpStream::connect(node.agent.credentials).expect("connects");
+    greedy.set_nonblocking(true).expect("set");
+    let cut_off = async {
+        // Pipelines until the agent's answers, which nobody takes, have filled all buffers, and the agent gives up.
+        while !matches!(greedy.write(&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100)), Err(e) if e.kind() != WouldBlock)
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(BROKEN, cut_off).await.expect("the agent ends it");
 }

@@ -1,5 +1,7 @@
 //! README says what the code says.
 
+use std::path::Path;
+
 use podcred::{config, reject};
 
 use crate::harness::Node;
@@ -38,4 +40,25 @@ async fn every_metric_is_in_it() {
         let name = family.split(' ').next().expect("a name");
         assert!(README.contains(&format!("`{name}`")), "{name}");
     }
+}
+
+#[test]
+fn every_log_event_is_in_it() {
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut events = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let source = std::fs::read_to_string(&path).expect("source");
+            for event in source.split("event = \"").skip(1).filter_map(|rest| rest.split('"').next()) {
+                events += 1;
+                assert!(README.contains(&format!("`{event}`")), "{event} of {}", path.display());
+            }
+        }
+    }
+    assert!(events > 20, "only {events} found");
 }
