@@ -87,6 +87,7 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
 
 /// Waits for the backoff and for a turn among all retries of this agent; false once no pod waits for it any more.
 async fn retry_turn(inner: &Inner, role: &Role, backoff: Instant) -> bool {
+    let _waiting = inner.pace.wait();
     let mut wake = backoff;
     loop {
         sleep_until(wake).await;

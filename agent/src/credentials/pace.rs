@@ -4,6 +4,7 @@
 //! serve, share one pace that slows down when EKS Auth throttles and comes back as calls succeed.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,6 +13,8 @@ use crate::clock::Now;
 
 const FASTEST_RETRIES: Duration = Duration::from_millis(50);
 const SLOWEST_RETRIES: Duration = Duration::from_secs(2);
+/// Nobody sleeps through the end of a throttling for longer.
+const LONGEST_SPREAD: Duration = Duration::from_secs(5);
 /// A burst of throttled calls says one thing, not a hundred: the pace slows once in this time.
 const ONE_SLOWDOWN_IN: Duration = Duration::from_millis(500);
 const SLOWEST_REVALIDATION: Duration = Duration::from_secs(15 * 60);
@@ -20,7 +23,17 @@ const SLOWEST_REVALIDATION: Duration = Duration::from_secs(15 * 60);
 pub(super) struct Pace {
     renewal_gap: Duration,
     revalidate_floor: Duration,
+    /// Flights that wait for a turn to retry.
+    waiting: AtomicUsize,
     state: Mutex<State>,
+}
+
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -44,6 +57,7 @@ impl Pace {
         Pace {
             renewal_gap: Duration::from_secs(1) / renewals_per_second.max(1),
             revalidate_floor: revalidate_after,
+            waiting: AtomicUsize::new(0),
             state: Mutex::new(state),
         }
     }
@@ -54,11 +68,19 @@ impl Pace {
     pub(super) fn take_retry(&self, jitter: f64, now: Now) -> Result<(), Instant> {
         let mut state = self.lock();
         if now.mono < state.next_retry {
-            // Spread, or all who wait would wake for the one turn.
-            return Err(state.next_retry + state.retry_gap.mul_f64(jitter));
+            // Spread over the time that all who wait need, or thousands would wake for each turn.
+            let waiting = u32::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+            let spread = state.retry_gap.saturating_mul(waiting).min(LONGEST_SPREAD);
+            return Err(state.next_retry + spread.mul_f64(jitter));
         }
         state.next_retry = now.mono + state.retry_gap;
         Ok(())
+    }
+
+    /// Counts one more flight that waits for its turn, until this is dropped.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(&self.waiting)
     }
 
     /// Whether one more renewal may start now; if so, its place is taken.
