@@ -6,6 +6,7 @@ use std::panic;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tracing::Level;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -14,14 +15,25 @@ use tracing_subscriber::{Layer, Registry, fmt};
 
 use crate::config::{LogConfig, LogFormat, Verbosity};
 
-/// Logs to stderr from here on, panics included. Once per process.
-pub fn init(config: LogConfig) {
-    Registry::default().with(layer(config, io::stderr)).init();
+/// Lines that wait for whoever reads stderr. Beyond them lines are dropped: a log collector that is stuck must not stop
+/// credentials, and a node's worth of pods does not write so many in an hour.
+const QUEUED_LINES: usize = 16_384;
+
+/// Logs to stderr from here on, panics included. Once per process. What is queued is written before the guard is gone,
+/// or given up after a second.
+pub fn init(config: LogConfig) -> WorkerGuard {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUED_LINES)
+        .lossy(true)
+        .thread_name("log")
+        .finish(io::stderr());
+    Registry::default().with(layer(config, writer)).init();
     panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
         let backtrace = Backtrace::capture();
         tracing::error!(thread = thread.name().unwrap_or("unnamed"), %backtrace, "panic: {info}");
     }));
+    guard
 }
 
 /// No core dump of this process, ever: its memory holds the credentials of every role on the node.

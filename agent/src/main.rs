@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     let cli = Cli::from_args(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
-    logging::init(cli.log);
+    let _log = logging::init(cli.log);
     let result = match cli.command {
         Command::Server(config) => server(*config),
         Command::Initialize(config) => initialize(config),

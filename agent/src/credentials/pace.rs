@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::clock::Now;
 
-const FASTEST_RETRIES: Duration = Duration::from_millis(50);
+const FASTEST_RETRIES: Duration = Duration::from_millis(10);
 const SLOWEST_RETRIES: Duration = Duration::from_secs(2);
 /// Nobody sleeps through the end of a throttling for longer.
 const LONGEST_SPREAD: Duration = Duration::from_secs(5);

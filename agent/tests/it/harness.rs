@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub(crate) struct Agent {
     pub(crate) probes: SocketAddr,
     pub(crate) metrics: SocketAddr,
     pub(crate) control_socket: std::path::PathBuf,
+    deaf: Arc<AtomicBool>,
     logs: Arc<Mutex<Vec<String>>>,
     events: Mutex<Receiver<Value>>,
     client: reqwest::Client,
@@ -111,14 +113,16 @@ impl Agent {
         if let Some(token) = node.session_token() {
             command.env("AWS_SESSION_TOKEN", token);
         }
+        let deaf = Arc::new(AtomicBool::new(false));
         let mut child = command.spawn().expect("the agent's binary starts");
-        let (logs, events) = follow(child.stderr.take().expect("stderr is piped"));
+        let (logs, events) = follow(child.stderr.take().expect("stderr is piped"), Arc::clone(&deaf));
         let mut agent = Agent {
             child,
             credentials: SocketAddr::from(([127, 0, 0, 1], 0)),
             probes: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
             control_socket,
+            deaf,
             logs,
             events: Mutex::new(events),
             client: reqwest::Client::builder().no_proxy().build().expect("a client"),
@@ -209,6 +213,11 @@ impl Agent {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// From here on nobody reads the agent's log, and its pipe fills.
+    pub(crate) fn stop_reading_the_log(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the agent runs");
@@ -221,18 +230,25 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        self.deaf.store(false, Ordering::Relaxed);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 /// Keeps all lines, and passes on those that are events.
-fn follow(stderr: impl Read + Send + 'static) -> (Arc<Mutex<Vec<String>>>, Receiver<Value>) {
+fn follow(
+    stderr: impl Read + Send + 'static,
+    deaf: Arc<AtomicBool>,
+) -> (Arc<Mutex<Vec<String>>>, Receiver<Value>) {
     let logs = Arc::new(Mutex::new(Vec::new()));
     let (send, events) = channel();
     let kept = Arc::clone(&logs);
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            while deaf.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
             let event = serde_json::from_str(&line).unwrap_or_default();
             kept.lock().expect("no panic while logging").push(line);
             // The test may have ended already.

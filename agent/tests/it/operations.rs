@@ -210,3 +210,16 @@ async fn a_client_that_never_reads_is_cut_off() {
     };
     tokio::time::timeout(BROKEN, cut_off).await.expect("the agent ends it");
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_nobody() {
+    let mut node = Node::start(&[]).await;
+    node.agent.stop_reading_the_log();
+    // An `issued` line for each of them: several times what a pipe holds.
+    for i in 0..500 {
+        node.ask(&node.pod(&format!("p{i}")).token).await.key();
+    }
+    assert_eq!(node.agent.probe("/healthz").await.0, 200);
+    node.agent.terminate();
+    assert_eq!(node.agent.wait().code(), Some(0));
+}
