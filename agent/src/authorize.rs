@@ -8,6 +8,7 @@ use crate::authenticate::Authenticated;
 use crate::claims::Scope;
 use crate::claims::{Claims, RoleKey, TokenHash};
 use crate::config::Sharing;
+use crate::link;
 use crate::reject::Rejection;
 
 /// Proof that the caller was checked. The credential cache takes nothing else.
@@ -90,7 +91,7 @@ pub fn check_host(host: Option<&str>, local: IpAddr) -> Result<(), Rejection> {
     };
     let address = address.and_then(|text| text.parse::<IpAddr>().ok());
     match address {
-        Some(ip) if LINK_LOCAL.contains(&ip) || ip == local.to_canonical() => Ok(()),
+        Some(ip) if is_link_local(ip) || ip == local.to_canonical() => Ok(()),
         // SDKs accept `localhost` for a loopback agent, which is how one is tried out without root.
         None if local.to_canonical().is_loopback() && is_localhost(host) => Ok(()),
         Some(_) | None => Err(Rejection::WrongHost),
@@ -98,10 +99,9 @@ pub fn check_host(host: Option<&str>, local: IpAddr) -> Result<(), Rejection> {
 }
 
 /// The addresses that the pod identity webhook writes into pods.
-pub const LINK_LOCAL: [IpAddr; 2] = [
-    IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 170, 23)),
-    IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23)),
-];
+fn is_link_local(ip: IpAddr) -> bool {
+    ip == IpAddr::V4(link::IPV4) || ip == IpAddr::V6(link::IPV6)
+}
 
 fn is_port(text: &str) -> bool {
     text.is_empty() || text.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()))
@@ -155,6 +155,6 @@ mod tests {
         ] {
             assert!(!allowed(host, "169.254.170.23"), "{host:?}");
         }
-        assert!(check_host(None, LINK_LOCAL[0]).is_err());
+        assert!(check_host(None, IpAddr::V4(link::IPV4)).is_err());
     }
 }

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod app;
 pub mod authenticate;
 pub mod authorize;
+mod causes;
 pub mod claims;
 pub mod clock;
 pub mod config;

@@ -9,6 +9,7 @@ use aws_sdk_eksauth::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_eksauth::operation::assume_role_for_pod_identity::AssumeRoleForPodIdentityError;
 
 use super::{Failure, Refusal, RefusalKind};
+use crate::causes::chain;
 
 /// Enough for what EKS Auth says; no page of a proxy gets through.
 const MAX_MESSAGE_CHARS: usize = 300;
@@ -106,18 +107,6 @@ fn own_credentials(cause: &str) -> Failure {
 
 fn is_about_own_credentials(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<CredentialsError>())
-}
-
-/// The texts of an error and its causes, each once.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |&error| error.source()) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 /// Upstream's words as they may reach pods and logs: short, in one line, and without the token.

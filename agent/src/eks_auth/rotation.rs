@@ -8,6 +8,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 
+use crate::causes::chain;
 use crate::clock::Clock;
 
 /// The SDK asks again shortly before this is over.
@@ -55,7 +56,7 @@ impl RotatingProfile {
                         if last.good.is_some() { "the last good ones stay in use" } else { "none are known" };
                     tracing::warn!(
                         event = "own_credentials_failed",
-                        error = super::failure::chain(&error),
+                        error = chain(&error),
                         meanwhile,
                         "the agent's own credentials cannot be read; trying on without another line"
                     );

@@ -1,6 +1,5 @@
 //! Where the keys are, and the one HTTP request that fetches them.
 
-use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use reqwest::{Certificate, Client, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::set::{KeySet, fresh_for};
+use crate::causes::chain;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -204,15 +204,4 @@ pub(crate) fn read_certificates(path: &Path) -> Result<(Vec<u8>, Vec<Certificate
         .build()
         .map_err(|error| format!("{} holds an unusable certificate: {}", path.display(), chain(&error)))?;
     Ok((pem, certificates))
-}
-
-/// reqwest's own text stops before the reason.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
