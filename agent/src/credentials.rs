@@ -281,7 +281,6 @@ impl Credentials {
             }
         }
         self.inner.refusals.forget_roles();
-        tracing::info!(event = "flushed", dropped, "an operator dropped credentials from the cache");
         dropped
     }
 

@@ -151,7 +151,7 @@ fn answer(line: &str, uid: u32, handler: &impl Fn(FlushRequest) -> usize) -> Res
         FlushRequest::Of(account) => format!("{}/{}", account.namespace, account.name),
     };
     let dropped = handler(request);
-    info!(uid, of, dropped, "flushed credentials on an operator's request");
+    info!(event = "flushed", uid, of, dropped, "an operator dropped credentials from the cache");
     Ok(dropped)
 }
 

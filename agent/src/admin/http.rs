@@ -52,16 +52,23 @@ where
     let respond = Arc::new(respond);
     let permits = Arc::new(Semaphore::new(limits.connections));
     let connections = TaskTracker::new();
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = cancel.cancelled() => break,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => {
+                failing = false;
+                stream
+            }
             Err(error) => {
-                // Out of file descriptors, most likely: accept fails until one is free, and must not spin till then.
-                warn!(%error, "cannot accept a connection for probes or metrics");
+                // Out of file descriptors, most likely: accept fails until one is free, and must neither spin till
+                // then nor fill the log.
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(event = "accept_failed", %error, "cannot accept a connection for probes or metrics");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
