@@ -172,6 +172,18 @@ async fn probes_say_what_is_missing_and_liveness_does_not_depend_on_it() {
 }
 
 #[tokio::test]
+async fn enforce_without_attribution_serves_nobody_and_says_so() {
+    let node = Node::start(&[]).await;
+    let agent = Agent::start_unready(&node.eks, &["--verify", "enforce"]);
+    let answer = agent.ask(&node.pod("p").token).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.message().contains("--verify enforce"), "{answer:?}");
+    let (status, text) = agent.probe("/readyz").await;
+    assert!(status == 503 && text.contains("attribution: this version has none"), "{text}");
+    assert!(agent.logs().contains("no_attribution"));
+}
+
+#[tokio::test]
 async fn a_second_agent_does_not_take_over_the_first_ones_control_socket() {
     let node = Node::start(&[]).await;
     let path = node.agent.control_socket.to_str().expect("text");
