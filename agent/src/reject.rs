@@ -141,6 +141,8 @@ impl Rejection {
                     Some(Failure::Unavailable { message }) => format!("EKS Auth gave no answer: {message}"),
                     Some(Failure::Refused(refusal)) => format!("EKS Auth refused: {}", refusal.message),
                 };
+                // Upstream's sentences may bring a full stop of their own.
+                let cause = cause.trim_end_matches('.');
                 format!(
                     "No credentials for {} yet: {cause}. The agent goes on trying; ask again.",
                     subject(pod.as_deref())
