@@ -140,10 +140,7 @@ impl Credentials {
         };
         let role = inner.role(permit, now);
         let (issued, from) = match role.ask(permit, token, now, inner.pace.revalidate_after(), recheck) {
-            Answer::Serve(issued) => {
-                let from = at_hand(&issued, now);
-                (issued, from)
-            }
+            Answer::Serve(issued) => at_hand(issued, now),
             waiting @ Answer::Wait { .. } => self.wait(permit, token, &role, waiting, now).await?,
         };
         if role.is_first_sight(&permit.claims().pod_uid, &issued) {
@@ -198,10 +195,7 @@ impl Credentials {
         let deadline = asked.mono + inner.wait;
         loop {
             let (mut flight, departing, meanwhile, briefly) = match answer {
-                Answer::Serve(issued) => {
-                    let from = at_hand(&issued, inner.clock.now());
-                    return Ok((issued, from));
-                }
+                Answer::Serve(issued) => return Ok(at_hand(issued, inner.clock.now())),
                 Answer::Wait { flight, departing, meanwhile, briefly } => {
                     (flight, departing, meanwhile, briefly)
                 }
@@ -227,10 +221,7 @@ impl Credentials {
             }
             if now.mono >= deadline || (briefly && !recheck) || (meanwhile.is_some() && !recheck) {
                 return match role.valid_at(now) {
-                    Some(issued) if !recheck => {
-                        let from = at_hand(&issued, now);
-                        Ok((issued, from))
-                    }
+                    Some(issued) if !recheck => Ok(at_hand(issued, now)),
                     Some(_) | None => Err(not_yet(role, permit)),
                 };
             }
@@ -381,9 +372,10 @@ fn new_cache(capacity: usize) -> Roles {
     Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), KeepLive)
 }
 
-/// How credentials that were there already count.
-fn at_hand(issued: &Issued, now: Now) -> ServedFrom {
-    if issued.is_low_at(now) { ServedFrom::Stale } else { ServedFrom::Cache }
+/// Credentials that were there already, and how they count.
+fn at_hand(issued: Arc<Issued>, now: Now) -> (Arc<Issued>, ServedFrom) {
+    let from = if issued.is_low_at(now) { ServedFrom::Stale } else { ServedFrom::Cache };
+    (issued, from)
 }
 
 fn refuse(refusal: Refusal, permit: &Permit) -> Rejection {
