@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod attribute;
 pub mod authenticate;
 pub mod authorize;
 mod causes;

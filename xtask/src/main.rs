@@ -1,4 +1,5 @@
 //! `cargo xtask …`: everything a person types. It builds and drives the project's binaries, and depends on none of them.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

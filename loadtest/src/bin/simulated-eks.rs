@@ -1,4 +1,5 @@
 //! The simulated EKS as a process: see `loadtest::eks` for what it serves.
+#![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
