@@ -14,6 +14,7 @@ mod clock;
 mod demo;
 mod eks;
 mod http;
+mod kernels;
 mod namespace;
 mod place;
 mod process;
@@ -41,6 +42,8 @@ enum Task {
     Sdks(sdks::Arguments),
     /// Run all checks and tests
     Test(test::Arguments),
+    /// Run the tests that speak to the kernel on Debian's kernels, 5.10 to the newest, under qemu
+    Kernels(kernels::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -71,6 +74,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Demo(arguments) => Box::pin(demo::run(&arguments)).await,
         Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
         Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
+        Task::Kernels(arguments) => Box::pin(kernels::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

@@ -14,7 +14,7 @@ use crate::clock::Stopwatch;
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step, table};
 use crate::sdk::Sdk;
-use crate::{demo, sdks, setup};
+use crate::{demo, kernels, sdks, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -35,6 +35,8 @@ enum Step {
     Sdks,
     /// cargo xtask demo, short
     Demo,
+    /// cargo xtask kernels, on the oldest
+    Kernels,
     /// cargo deny check
     Deny,
 }
@@ -87,6 +89,7 @@ impl Step {
                 let short = demo::Arguments { keep: false, pods, roles, profile: Profile::Dev, agent: None };
                 Ok((Box::pin(demo::run(&short)).await?, None))
             }
+            Step::Kernels => kernels().await,
             Step::Deny => deny().await,
         }
     }
@@ -140,7 +143,7 @@ fn with_folder_of(program: Option<&Path>) -> Result<OsString> {
 }
 
 /// The numbers of `test result: ok. 12 passed; 0 failed; 1 ignored; …`; none of any other line.
-fn test_result(line: &str) -> Counts {
+pub(crate) fn test_result(line: &str) -> Counts {
     let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
         return Counts::default();
     };
@@ -149,6 +152,19 @@ fn test_result(line: &str) -> Counts {
         parts.find_map(|part| part.strip_suffix(word)?.trim().parse().ok()).unwrap_or_default()
     };
     Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") }
+}
+
+async fn kernels() -> Result<(Counts, LeftOut)> {
+    if let Some(reason) = setup::emulator().await? {
+        return Ok((Counts { skipped: 1, ..Counts::default() }, Some(reason)));
+    }
+    let arguments = kernels::Arguments {
+        only: vec![kernels::oldest()],
+        keep_going: false,
+        connections: kernels::CONNECTIONS,
+        filters: Vec::new(),
+    };
+    Ok((Box::pin(kernels::run_here(&arguments)).await?, None))
 }
 
 async fn deny() -> Result<(Counts, LeftOut)> {
