@@ -80,13 +80,13 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     let service = Arc::new(Service {
         authenticator: Authenticator::new(issuer, Arc::clone(&keys), VERIFIED_TOKENS),
         sharing: config.sharing.clone(),
-        verify: config.verify,
+        verify: config.verification.mode,
         credentials: credentials.clone(),
         metrics,
         clock: clock.clone(),
         logged: Logged::default(),
     });
-    say_what_verification_can_do(config.verify);
+    say_what_verification_can_do(config.verification.mode);
     tracing::info!(
         event = "serving",
         version = env!("CARGO_PKG_VERSION"),
@@ -104,7 +104,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         background.spawn(async move { credentials.run(cancel).await });
     }
     {
-        let (keys, skipped, verify) = (Arc::clone(&keys), bound.skipped, config.verify);
+        let (keys, skipped, verify) = (Arc::clone(&keys), bound.skipped, config.verification.mode);
         let control = control.as_ref().err().map(ToString::to_string);
         let readiness = move || readiness(&keys, &skipped, control.as_deref(), verify);
         background.spawn(serve_probes(probes, readiness, cancel.clone()));
