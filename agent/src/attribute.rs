@@ -1,5 +1,7 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
+pub mod probe;
+
 use std::sync::Arc;
 
 /// The pod that opened a connection, as the kernel tells it.
