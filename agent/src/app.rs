@@ -11,13 +11,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::control::{ControlListener, FlushRequest, serve_control};
 use crate::admin::{Readiness, serve_metrics, serve_probes};
+use crate::attribute::Attribution;
 use crate::authenticate::keys::{KeySource, Keys};
 use crate::authenticate::{Authenticator, issuer_from_token_file};
+use crate::authorize::Policy;
 use crate::clock::Clock;
 use crate::config::{ServerConfig, Verify};
 use crate::credentials::{Credentials, Settings};
 use crate::eks_auth::{ClientConfig, EksAuthClient};
 use crate::metrics::{Metrics, Snapshot};
+use crate::node_pods::{Delegates, NodePods};
+use crate::pods::Pods;
 use crate::request::{Logged, Service};
 use crate::server;
 
@@ -43,10 +47,10 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     // six attempts at a closed port are over in 29 ms.
     let bound = bind(&config, &metrics)?;
     let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes =
-        server::listen(probes).map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
+    let probes = server::listen(probes, |_| Ok(()))
+        .map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
     let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes = server::listen(scrapes)
+    let scrapes = server::listen(scrapes, |_| Ok(()))
         .map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
     let control = ControlListener::bind(&config.control_socket).await;
 
@@ -77,16 +81,29 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         wait: config.eks_auth_wait,
     };
     let credentials = Credentials::new(&settings, Arc::new(eks_auth), Arc::clone(&metrics), clock.clone());
+    let node_pods = Arc::new(NodePods::default());
     let service = Arc::new(Service {
-        authenticator: Authenticator::new(issuer, Arc::clone(&keys), VERIFIED_TOKENS),
-        sharing: config.sharing.clone(),
-        verify: config.verify,
+        authenticator: Authenticator::new(
+            issuer,
+            Arc::clone(&keys),
+            VERIFIED_TOKENS,
+            config.pod_limits.tokens,
+        ),
+        attribution: Attribution::none(),
+        pods: Pods::new(config.pod_limits),
+        policy: Policy {
+            verify: config.verification.mode,
+            unattributed: config.verification.unattributed(),
+            node_name: config.node_name.clone(),
+            delegates: Delegates::new(config.verification.delegates.clone(), Arc::clone(&node_pods)),
+            sharing: config.sharing.clone(),
+        },
         credentials: credentials.clone(),
         metrics,
         clock: clock.clone(),
         logged: Logged::default(),
     });
-    say_what_verification_can_do(config.verify);
+    say_what_verification_can_do(config.verification.mode);
     tracing::info!(
         event = "serving",
         version = env!("CARGO_PKG_VERSION"),
@@ -104,7 +121,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         background.spawn(async move { credentials.run(cancel).await });
     }
     {
-        let (keys, skipped, verify) = (Arc::clone(&keys), bound.skipped, config.verify);
+        let (keys, skipped, verify) = (Arc::clone(&keys), bound.skipped, config.verification.mode);
         let control = control.as_ref().err().map(ToString::to_string);
         let readiness = move || readiness(&keys, &skipped, control.as_deref(), verify);
         background.spawn(serve_probes(probes, readiness, cancel.clone()));
@@ -142,7 +159,7 @@ fn bind(config: &ServerConfig, metrics: &Metrics) -> Result<Bound, String> {
     let mut bound = Bound { listeners: Vec::new(), skipped: Vec::new() };
     for host in &config.bind_hosts {
         let address = SocketAddr::new(*host, config.port);
-        match server::listen(address) {
+        match server::listen(address, |_| Ok(())) {
             Ok(listener) => {
                 metrics.listener(&host.to_string(), true);
                 bound.listeners.push(listener);

@@ -2,6 +2,7 @@
 //!
 //! Every value is checked while it is parsed, so that a [`ServerConfig`] from [`Cli::from_args`] needs no second look.
 
+mod attribution;
 mod duration;
 mod sharing;
 #[cfg(test)]
@@ -16,6 +17,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use self::attribution::{
+    Imds, ImdsConfig, NodePaths, PodLimits, Switch, Unattributed, Verification, Verify,
+};
 pub use self::sharing::{Pattern, Sharing, SharingMode};
 use self::values::{Checked, Choice};
 
@@ -199,12 +203,19 @@ pub struct ServerConfig {
         value_parser = values::number(1..=256_usize), help_heading = OWN)]
     pub workers: usize,
 
-    /// What the kernel's word on who is calling is used for: nothing, the log and metrics, or refusal
-    #[arg(long, env = "PODCRED_VERIFY", value_name = "MODE", default_value = "audit",
-        value_parser = Choice::<Verify>::default(), help_heading = OWN)]
-    pub verify: Verify,
+    #[command(flatten)]
+    pub verification: Verification,
 
-    /// Kubernetes name of this node, told to EKS Auth
+    #[command(flatten)]
+    pub node: NodePaths,
+
+    #[command(flatten)]
+    pub imds: ImdsConfig,
+
+    #[command(flatten)]
+    pub pod_limits: PodLimits,
+
+    /// Kubernetes name of this node: told to EKS Auth, and compared with the node that a token names
     #[arg(long, env = "PODCRED_NODE_NAME", value_name = "NAME",
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub node_name: Option<String>,
@@ -238,13 +249,6 @@ pub struct ServerConfig {
 }
 
 const CONTROL_SOCKET: &str = "/run/podcred/control.sock";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Verify {
-    Off,
-    Audit,
-    Enforce,
-}
 
 /// `podcred initialize`, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
@@ -302,7 +306,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(normalise_args(args))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let Command::Server(config) = &cli.command {
-            config.check_listeners().map_err(|problem| {
+            config.check_listeners().and_then(|()| config.check_watching()).map_err(|problem| {
                 clap::Error::raw(ErrorKind::ValueValidation, problem + "\n").with_cmd(&command)
             })?;
         }
@@ -325,6 +329,19 @@ impl ServerConfig {
     /// Off where either of the official agent's two switches is at zero.
     pub fn caching(&self) -> bool {
         self.max_cache_size > 0 && !self.max_credential_retention.is_zero()
+    }
+
+    /// Service accounts of this node's pods are had from the API server, which has to be told the node's name.
+    fn check_watching(&self) -> Result<(), String> {
+        let flag = match (self.verification.delegates.first(), self.imds.except.first()) {
+            _ if self.node_name.is_some() => return Ok(()),
+            (None, None) => return Ok(()),
+            (Some(_), _) => "--delegate",
+            (None, Some(_)) => "--imds-except",
+        };
+        Err(format!(
+            "{flag} needs --node-name: which pods of a service account run on this node is watched by it"
+        ))
     }
 
     /// Two listeners on one address and port would let only the first of them start, and not say why.

@@ -10,10 +10,13 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::attribute::Caller;
 use crate::authenticate::keys::FetchCounts;
+use crate::authorize::Verdict;
 use crate::credentials::{Census, Purpose, ServedFrom};
 use crate::eks_auth::Failure;
 use crate::reject::Rejection;
+use crate::server::CapOf;
 
 /// From a cached answer (tens of microseconds) to the longest wait for EKS Auth.
 const SECONDS: [f64; 14] =
@@ -47,7 +50,12 @@ pub struct Metrics {
     jwks_fetches: IntCounterVec,
     connections: IntGauge,
     connections_accepted: IntCounter,
-    connections_refused: IntCounter,
+    connections_refused: IntCounterVec,
+    attributed: IntCounterVec,
+    // What every connection and every request counts is resolved once.
+    attributed_ok: IntCounter,
+    compared: IntCounterVec,
+    compared_same_pod: IntCounter,
     listener_bound: IntGaugeVec,
 }
 
@@ -94,6 +102,19 @@ impl Metrics {
             "pod_identity_cache_state",
             "Requests that found credentials at hand (hit) or not (miss) (the official agent's name).",
             &["state"],
+        )?;
+        let attributed = counters(
+            r,
+            "podcred_connections_attributed_total",
+            "Connections by what the kernel says of their caller: pod, or why it is not known.",
+            &["result"],
+        )?;
+        let compared = counters(
+            r,
+            "podcred_callers_compared_total",
+            "Requests with a good token by what the kernel says of its bearer: same_pod, delegate, other_pod, other_node, \
+             unattributed, delegates_unknown, or not_compared (--verify off).",
+            &["result"],
         )?;
         let build = gauges(r, "podcred_build_info", "1, labelled with the running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -187,11 +208,17 @@ impl Metrics {
             )?,
             connections: gauge(r, "podcred_connections", "Open connections of pods.")?,
             connections_accepted: counter(r, "podcred_connections_accepted_total", "Connections accepted.")?,
-            connections_refused: counter(
+            connections_refused: counters(
                 r,
                 "podcred_connections_refused_total",
-                "Connections closed at once because --max-connections were open and none of them idle.",
+                "Connections closed at once because as many were open as may, and none of them idle, by whose cap it \
+                 was: node (--max-connections) or pod (--pod-connections).",
+                &["cap_of"],
             )?,
+            attributed_ok: attributed.with_label_values(&["pod"]),
+            attributed,
+            compared_same_pod: compared.with_label_values(&["same_pod"]),
+            compared,
             listener_bound: gauges(
                 r,
                 "podcred_listener_bound",
@@ -209,8 +236,27 @@ impl Metrics {
         Connected(self.connections.clone())
     }
 
-    pub fn connection_refused(&self) {
-        self.connections_refused.inc();
+    pub fn connection_refused(&self, full: CapOf) {
+        self.connections_refused.with_label_values(&[full.label()]).inc();
+    }
+
+    pub fn attributed(&self, caller: &Caller) {
+        match caller {
+            Ok(_) => self.attributed_ok.inc(),
+            Err(reason) => self.attributed.with_label_values(&[reason.label()]).inc(),
+        }
+    }
+
+    pub fn compared(&self, verdict: &Verdict) {
+        match verdict {
+            Verdict::SamePod => self.compared_same_pod.inc(),
+            Verdict::NotCompared
+            | Verdict::Delegate
+            | Verdict::OtherPod(_)
+            | Verdict::DelegatesUnknown
+            | Verdict::OtherNode
+            | Verdict::Unattributed(_) => self.compared.with_label_values(&[verdict.label()]).inc(),
+        }
     }
 
     pub fn listener(&self, address: &str, bound: bool) {
@@ -248,6 +294,12 @@ impl Metrics {
             | Rejection::MethodNotAllowed
             | Rejection::HeadersTooLarge
             | Rejection::WrongHost
+            | Rejection::Unattributed(_)
+            | Rejection::OtherPod { .. }
+            | Rejection::DelegatesUnknown
+            | Rejection::OtherNode { .. }
+            | Rejection::TooManyWaiting
+            | Rejection::TooManyFailures
             | Rejection::CannotEnforce => {}
         }
     }
