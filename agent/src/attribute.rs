@@ -1,5 +1,7 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
+pub mod probe;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
