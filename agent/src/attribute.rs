@@ -1,5 +1,9 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
+pub mod cgroup;
+mod handle;
+pub mod layout;
+
 use std::sync::Arc;
 
 /// The pod that opened a connection, as the kernel tells it.
