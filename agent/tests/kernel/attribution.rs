@@ -137,6 +137,7 @@ fn a_thread_that_is_each_pod_in_turn_is_always_the_one_it_is() {
     let count = connections().div_ceil(10);
     let tally = while_served(&node, |targets| {
         std::thread::scope(|threads| {
+            let pods = &pods;
             let (send, opened) = std::sync::mpsc::sync_channel(64);
             threads.spawn(move || {
                 for n in 0..count {
@@ -145,7 +146,9 @@ fn a_thread_that_is_each_pod_in_turn_is_always_the_one_it_is() {
                     let socket = socket_for(to);
                     socket.set_nonblocking(true).unwrap();
                     let begun = socket.connect(&SockAddr::from(to));
-                    assert!(begun.is_ok() || begun.is_err_and(|e| e.raw_os_error() == Some(libc::EINPROGRESS)));
+                    assert!(
+                        begun.is_ok() || begun.is_err_and(|e| e.raw_os_error() == Some(libc::EINPROGRESS))
+                    );
                     send.send((socket, pod.cgroup_id())).unwrap();
                 }
             });
@@ -170,7 +173,8 @@ fn both_drivers_layouts_are_attributed_alike() {
         let pods = node.node.pods(3).unwrap();
         let tally = while_served(&node, |targets| {
             for pod in &pods {
-                std::thread::scope(|threads| threads.spawn(|| open_connections(pod, 9, targets)).join()).unwrap();
+                std::thread::scope(|threads| threads.spawn(|| open_connections(pod, 9, targets)).join())
+                    .unwrap();
             }
         });
         tally.assert_all_right(9 * pods.len());

@@ -14,7 +14,6 @@ use tokio::runtime::Builder;
 
 /// Nothing here takes this long unless it is broken, not even where an emulator runs the kernel.
 pub(crate) const BROKEN: Duration = Duration::from_secs(120);
-const BACKLOG: i32 = 4_096;
 
 /// What the issue of attribution asks for; fewer where the machine is slow.
 pub(crate) fn connections() -> usize {
@@ -69,6 +68,16 @@ impl Watched {
         Some(Watched { probe, node, _others: others })
     }
 
+    /// The same node with its probe loaded anew.
+    pub(crate) fn reloaded(self, change: impl FnOnce(&mut ProbeConfig)) -> Watched {
+        let Watched { probe, node, _others } = self;
+        drop(probe);
+        let mut config = config_for(&node);
+        change(&mut config);
+        let probe = Arc::new(Probe::load(&config).expect("the probe loads"));
+        Watched { probe, node, _others }
+    }
+
     pub(crate) fn pods<const N: usize>(&self) -> [Pod; N] {
         self.node.pods(N).expect("pods").try_into().expect("as many as were asked for")
     }
@@ -93,6 +102,21 @@ impl Watched {
             let runtime = Builder::new_current_thread().enable_io().build()?;
             let _inside = runtime.enter();
             podcred::server::listen(SocketAddr::new(ip, 0), mark)?.into_std()
+        };
+        let listener = Listener::new(self.in_agent(listen), Arc::clone(&self.probe));
+        self.probe.watch(listener.address, Kind::Credentials).expect("room for a destination");
+        listener
+    }
+
+    /// A listener of the agent's as it must not be made: whatever the node's sysctls say of TCP Fast Open goes.
+    pub(crate) fn careless_listener(&self) -> Listener {
+        let listen = || {
+            let address = SocketAddr::from((CREDENTIALS_V4, 0));
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.bind(&address.into())?;
+            self.probe.mark(&socket).map_err(io::Error::other)?;
+            socket.listen(16)?;
+            Ok(TcpListener::from(socket))
         };
         let listener = Listener::new(self.in_agent(listen), Arc::clone(&self.probe));
         self.probe.watch(listener.address, Kind::Credentials).expect("room for a destination");
