@@ -1,5 +1,10 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
+pub mod cgroup;
+mod handle;
+pub mod layout;
+pub mod probe;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
