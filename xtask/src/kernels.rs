@@ -23,7 +23,7 @@ use initrd::Initrd;
 use packages::{Archive, Unpacked};
 
 /// The integration tests of podcred that a kernel decides.
-const TESTS: [&str; 2] = ["initialize", "probe"];
+const TESTS: [&str; 3] = ["initialize", "kernel", "probe"];
 
 /// Statically linked: a guest has no libraries but those of the few programs below.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
