@@ -255,11 +255,11 @@ fn row(kernel: &str, outcome: &Outcome) -> Vec<String> {
 }
 
 fn describe(kernel: &str, outcome: &Outcome, log: &Path) -> String {
-    let console = String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned();
     let failures = outcome.failures.join("\n  ");
-    format!(
-        "\nFAILED on {kernel}:\n  {failures}\nIts console ({}) ends with\n{}\n",
-        log.display(),
-        tail(&console, 40)
-    )
+    let mut text = format!("\nFAILED on {kernel}:\n  {failures}\n{}", outcome.output);
+    if !outcome.done {
+        let console = std::fs::read(log).unwrap_or_default();
+        text += &format!("Its console ended with\n{}\n", tail(&String::from_utf8_lossy(&console), 40));
+    }
+    text + &format!("All of its console: {}\n", log.display())
 }

@@ -34,10 +34,13 @@ pub(super) struct Outcome {
     pub(super) release: String,
     pub(super) boot: Duration,
     pub(super) tests: Duration,
-    /// What went wrong beside failed tests, and the names of those.
+    /// The names of failed tests, and whatever else went wrong.
     pub(super) failures: Vec<String>,
+    /// What the failed tests wrote.
+    pub(super) output: String,
     binary: Option<Binary>,
-    done: bool,
+    /// Said everything, and went down as it should.
+    pub(super) done: bool,
 }
 
 /// A test binary that runs.
@@ -45,6 +48,17 @@ pub(super) struct Outcome {
 struct Binary {
     name: String,
     counts: Counts,
+    /// Tests that could not do their work here. libtest has no word for that: it says that they passed.
+    left_out: usize,
+    part: Part,
+}
+
+/// What libtest is writing: results, then what failed tests wrote below one `failures:`, then their names below another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Results,
+    Output,
+    Names,
 }
 
 impl Guest<'_> {
@@ -69,18 +83,19 @@ impl Guest<'_> {
             anyhow::Ok(())
         };
         let in_time = tokio::time::timeout(DEADLINE, read).await;
-        outcome.end(clock.elapsed());
-        match in_time {
-            Err(_) => outcome.fail(format!("not done after {} s; it is ended", DEADLINE.as_secs())),
+        let took = clock.elapsed();
+        let cut_short = match in_time {
+            Err(_) => Some(format!("not done after {} s; it is ended", DEADLINE.as_secs())),
+            Ok(Err(error)) => return Err(error).context("cannot read the guest's console"),
             // qemu's own end says why there was nothing to hear.
             Ok(Ok(())) if outcome.release.is_empty() => {
                 let status = qemu.child().wait().await?;
-                outcome.fail(format!("it did not boot (qemu: {status}) {}", qemu.log_tail()));
+                Some(format!("it did not boot (qemu: {status}) {}", qemu.log_tail()))
             }
-            Ok(Ok(())) if !outcome.done => outcome.fail("it went down before the tests were done".to_owned()),
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(error).context("cannot read the guest's console"),
-        }
+            Ok(Ok(())) if outcome.done => None,
+            Ok(Ok(())) => Some("it went down before the tests were done".to_owned()),
+        };
+        outcome.end(took, cut_short);
         Ok(outcome)
     }
 
@@ -110,15 +125,19 @@ impl Outcome {
         }
         // A kernel's message has its time before it.
         if let Some((_, panic)) = line.split_once("Kernel panic") {
-            self.fail(format!("kernel panic{panic}"));
+            self.failures.push(format!("kernel panic{panic}"));
             return None;
         }
         let binary = self.binary.as_mut()?;
         binary.counts.add(test_result(line));
-        // libtest has no word for a test that could not do its work here; ours say it in these.
+        if line == "failures:" {
+            binary.part = if binary.part == Part::Results { Part::Output } else { Part::Names };
+        } else if binary.part == Part::Output {
+            self.output += line;
+            self.output.push('\n');
+        }
         if line.trim_start().starts_with("left out:") {
-            binary.counts.skipped += 1;
-            binary.counts.passed = binary.counts.passed.saturating_sub(1);
+            binary.left_out += 1;
         }
         if let Some(name) = line.strip_suffix(" ... FAILED") {
             self.failures.push(name.to_owned());
@@ -136,17 +155,18 @@ impl Outcome {
                 Some(format!("Linux {rest} is up after {:.0} s", now.as_secs_f32()))
             }
             "begin" => {
-                self.binary = Some(Binary { name: rest.to_owned(), counts: Counts::default() });
+                self.binary = Some(Binary::named(rest));
                 None
             }
             "end" => {
                 let binary = self.binary.take()?;
+                let counts = binary.counts();
+                self.counts.add(counts);
                 let status = rest.rsplit(' ').next().unwrap_or_default();
-                self.counts.add(binary.counts);
-                if status != "0" && binary.counts.failed == 0 {
+                if status != "0" && counts.failed == 0 {
                     self.fail(format!("{} ended with status {status} though no test failed", binary.name));
                 }
-                Some(format!("{}: {}", binary.name, binary.counts))
+                Some(format!("{}: {counts}", binary.name))
             }
             "done" => {
                 self.done = true;
@@ -159,16 +179,86 @@ impl Outcome {
         }
     }
 
-    fn end(&mut self, now: Duration) {
+    fn end(&mut self, now: Duration, cut_short: Option<String>) {
         self.tests = now.saturating_sub(self.boot);
         if let Some(binary) = self.binary.take() {
-            self.counts.add(binary.counts);
+            self.counts.add(binary.counts());
             self.failures.push(format!("{} did not end", binary.name));
+        }
+        if let Some(why) = cut_short {
+            self.fail(why);
         }
     }
 
     fn fail(&mut self, what: String) {
         self.failures.push(what);
         self.counts.failed += 1;
+    }
+}
+
+impl Binary {
+    fn named(name: &str) -> Binary {
+        Binary { name: name.to_owned(), counts: Counts::default(), left_out: 0, part: Part::Results }
+    }
+
+    fn counts(&self) -> Counts {
+        let Counts { passed, failed, skipped } = self.counts;
+        Counts { passed: passed.saturating_sub(self.left_out), failed, skipped: skipped + self.left_out }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(console: &str) -> Outcome {
+        let mut outcome = Outcome::default();
+        for line in console.lines() {
+            outcome.hear(line, Duration::from_secs(3));
+        }
+        outcome.end(Duration::from_secs(8), None);
+        outcome
+    }
+
+    #[test]
+    fn results_are_added_up_and_tests_that_were_left_out_did_not_pass() {
+        let outcome = heard(
+            "guest: booted 5.10.0\n\
+             guest: begin a\ntest one ... ok\n---- one stdout ----\nleft out: no MPTCP\ntest result: ok. 3 passed; 0 failed; 0 ignored;\n\
+             guest: end a 0\n\
+             guest: begin b\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured;\nguest: end b 0\nguest: done\n",
+        );
+        assert_eq!(outcome.counts, Counts { passed: 4, failed: 0, skipped: 2 });
+        assert_eq!((outcome.release.as_str(), outcome.done), ("5.10.0", true));
+        assert_eq!((outcome.boot, outcome.tests), (Duration::from_secs(3), Duration::from_secs(5)));
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    }
+
+    #[test]
+    fn a_failed_test_is_named_and_what_it_wrote_is_kept() {
+        let outcome = heard(
+            "guest: begin a\ntest one ... FAILED\n\nfailures:\n\n---- one ----\npanicked at one.rs\n\nfailures:\n    one\n\
+             test result: FAILED. 0 passed; 1 failed; 0 ignored;\nguest: end a 101\n",
+        );
+        assert_eq!(outcome.counts, Counts { passed: 0, failed: 1, skipped: 0 });
+        assert_eq!(outcome.failures, ["test one"]);
+        assert_eq!(outcome.output, "\n---- one ----\npanicked at one.rs\n\n");
+    }
+
+    #[test]
+    fn a_crashed_binary_and_a_crashed_kernel_have_failed() {
+        let crashed = heard("guest: begin a\nguest: end a 139\n");
+        assert_eq!(crashed.counts.failed, 1);
+        assert_eq!(crashed.failures, ["a ended with status 139 though no test failed"]);
+        let mut panicked = Outcome::default();
+        panicked.hear("guest: begin a", Duration::ZERO);
+        panicked.hear("[    9.1] Kernel panic - not syncing: Fatal exception", Duration::ZERO);
+        panicked.end(Duration::ZERO, Some("it went down".to_owned()));
+        assert_eq!(panicked.counts.failed, 1);
+        assert_eq!(
+            panicked.failures,
+            ["kernel panic - not syncing: Fatal exception", "a did not end", "it went down"]
+        );
+        assert!(!panicked.done);
     }
 }
