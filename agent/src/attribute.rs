@@ -1,9 +1,32 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
+mod cgroup;
+mod counters;
+mod handle;
+mod inet_diag;
+mod layout;
+pub mod probe;
+mod probed;
+mod proc;
+mod start;
+
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+
+use agent_ebpf::Kind;
+
+use self::cgroup::Cgroups;
+pub use self::counters::Counted;
+use self::inet_diag::InetDiag;
+use self::probe::Probe;
+pub use self::probed::Probed;
+use self::probed::{recorded, workload};
+use self::proc::HostProc;
+pub use self::start::Settings;
+use crate::config::Verify;
 
 /// What the kernel says of the caller of one connection.
 pub type Caller = Result<Arc<Workload>, Unattributed>;
@@ -96,26 +119,124 @@ impl fmt::Display for Unattributed {
     }
 }
 
-/// What this node attributes connections by.
+/// What this node attributes connections by, from the best down.
 #[derive(Debug)]
 pub struct Attribution {
-    problem: Unattributed,
+    source: Source,
+    /// Why it is not the best, for the operator.
+    problem: Option<String>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// The kernel programs, and cgroups whose ids lead to pods. Nothing less can enforce.
+    Probe(Arc<Probed>),
+    /// The kernel programs name the process, and the node's /proc its pod: where pods live in cgroup v1.
+    Proc(Probe, HostProc),
+    /// Without kernel programs: a look at the kernel's table of sockets, which a pod can spoof.
+    InetDiag(InetDiag, Cgroups),
+    None,
+    Off,
 }
 
 impl Attribution {
-    pub fn off() -> Self {
-        Attribution { problem: Unattributed::Off }
+    /// Takes the best that this node bears, and says in one log line which that is.
+    pub fn start(verify: Verify, settings: &Settings) -> Self {
+        let attribution = match verify {
+            Verify::Off => Attribution { source: Source::Off, problem: None },
+            Verify::Audit | Verify::Enforce => start::best(settings),
+        };
+        attribution.say(verify);
+        attribution
     }
 
-    pub fn none() -> Self {
-        Attribution { problem: Unattributed::NoProbe }
+    /// The one that was taken; a metric label.
+    pub fn source(&self) -> &'static str {
+        match self.source {
+            Source::Probe(_) => "probe",
+            Source::Proc(..) => "proc",
+            Source::InetDiag(..) => "inet_diag",
+            Source::None => "none",
+            Source::Off => "off",
+        }
+    }
+
+    pub const SOURCES: [&'static str; 5] = ["probe", "proc", "inet_diag", "none", "off"];
+
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     pub fn can_enforce(&self) -> bool {
-        false
+        self.probed().is_some()
     }
 
-    pub fn caller(&self, _socket: &impl AsFd, _peer: SocketAddr, _local: SocketAddr) -> Caller {
-        Err(self.problem)
+    pub fn probed(&self) -> Option<&Arc<Probed>> {
+        match &self.source {
+            Source::Probe(probed) => Some(probed),
+            Source::Proc(..) | Source::InetDiag(..) | Source::None | Source::Off => None,
+        }
+    }
+
+    /// Whether a workload's cgroup may still hold its pod.
+    pub fn is_alive(&self, cgroup_id: u64) -> bool {
+        match &self.source {
+            Source::Probe(probed) => probed.cgroups.is_alive(cgroup_id),
+            Source::InetDiag(_, cgroups) => cgroups.is_alive(cgroup_id),
+            // The ids say nothing there; a pod is known by its open connections alone.
+            Source::Proc(..) | Source::None | Source::Off => false,
+        }
+    }
+
+    /// Prepares a listener, before any connection can come in on it.
+    pub fn prepare(&self, listener: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+        let Some(probe) = self.probe() else { return Ok(()) };
+        probe.watch(address, Kind::Credentials).map_err(io::Error::other)?;
+        probe.mark(&listener).map_err(io::Error::other)
+    }
+
+    /// Who opened the connection that was just accepted.
+    pub fn caller(&self, socket: &impl AsFd, peer: SocketAddr, local: SocketAddr) -> Caller {
+        match &self.source {
+            Source::Probe(probed) => probed.caller(socket),
+            Source::Proc(probe, host) => {
+                let caller = recorded(probe, socket)?;
+                let pod = host.pod_of(caller.tgid, caller.connected_at)?;
+                Ok(workload(&caller, pod))
+            }
+            Source::InetDiag(sockets, cgroups) => {
+                let cgroup_id = sockets.cgroup_of(peer, local)?;
+                Ok(Arc::new(Workload::of(cgroups.pod_of(cgroup_id)?, cgroup_id)))
+            }
+            Source::None => Err(Unattributed::NoProbe),
+            Source::Off => Err(Unattributed::Off),
+        }
+    }
+
+    fn probe(&self) -> Option<&Probe> {
+        match &self.source {
+            Source::Probe(probed) => Some(&probed.probe),
+            Source::Proc(probe, _) => Some(probe),
+            Source::InetDiag(..) | Source::None | Source::Off => None,
+        }
+    }
+
+    fn say(&self, verify: Verify) {
+        let source = self.source();
+        match (&self.problem, verify) {
+            (None, _) => tracing::info!(event = "attribution", source, "what callers are known by"),
+            (Some(problem), Verify::Enforce) if !self.can_enforce() => tracing::error!(
+                event = "attribution",
+                source,
+                %problem,
+                "--verify enforce cannot be kept on this node, so every request is refused; `podcred doctor` says more"
+            ),
+            (Some(problem), _) => tracing::warn!(
+                event = "attribution",
+                source,
+                %problem,
+                "callers are not known as well as they could be; `podcred doctor` says more"
+            ),
+        }
     }
 }

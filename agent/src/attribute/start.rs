@@ -1,0 +1,139 @@
+//! Which way of attribution this node bears: the best first, and for each one down the reason.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_ebpf::Kind;
+
+use super::cgroup::{self, Cgroups, NoPod};
+use super::inet_diag::InetDiag;
+use super::layout::{Layout, LayoutProblem, Version};
+use super::probe::{Probe, ProbeConfig, ProbeError};
+use super::probed::Probed;
+use super::proc::HostProc;
+use super::{Attribution, Source};
+use crate::config::{Imds, NodePaths};
+use crate::{link, sockopt};
+
+/// What attribution is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub paths: NodePaths,
+    pub trusted_proxies: Vec<PathBuf>,
+    pub imds: Imds,
+    /// Whether the kernel programs write log messages.
+    pub log: bool,
+}
+
+const IMDS_PORT: u16 = 80;
+
+pub(super) fn best(settings: &Settings) -> Attribution {
+    let layout = match Layout::find(
+        &settings.paths.cgroup_root,
+        settings.paths.kubepods_cgroup.as_deref(),
+        &settings.paths.host_proc,
+    ) {
+        Ok(layout) => layout,
+        Err(problem) => return none(problem.to_string()),
+    };
+    match load(settings, &layout) {
+        Ok(probe) => with_probe(settings, &layout, probe),
+        Err(problem) => without_probe(settings, &layout, problem.to_string()),
+    }
+}
+
+fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
+    let in_v2 = layout.version == Version::V2;
+    let probe = Probe::load(&ProbeConfig {
+        kubepods: layout.kubepods.clone(),
+        kubepods_level: layout.kubepods_level,
+        agent_cgroup: layout.agent_cgroup.clone(),
+        pins: settings.paths.pin.clone(),
+        host_netns: own_netns_cookie(),
+        // Where all pods share one cgroup of version 2, refusing and its exceptions could not tell them apart.
+        refuse_imds: settings.imds == Imds::RefusePods && in_v2,
+        learn_namespaces: !settings.trusted_proxies.is_empty(),
+        log: settings.log,
+    })?;
+    for address in [link::IMDS_IPV4.into(), link::IMDS_IPV6.into()] {
+        probe.watch(SocketAddr::new(address, IMDS_PORT), Kind::Imds)?;
+    }
+    Ok(probe)
+}
+
+fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Attribution {
+    match &layout.version {
+        Version::V2 => {}
+        Version::V1Pods(pods) => {
+            let place = pods.kubepods.display();
+            return match HostProc::open(&settings.paths.host_proc) {
+                Ok(host) => Attribution {
+                    source: Source::Proc(probe, host),
+                    problem: Some(format!(
+                        "the pods of this node are in cgroup v1 ({place}), so each is looked up by its process; good for \
+                         audit and metrics, not for enforce"
+                    )),
+                },
+                Err(problem) => {
+                    none(format!("the pods of this node are in cgroup v1 ({place}), and {problem}"))
+                }
+            };
+        }
+    }
+    let cgroups = match cgroups(layout) {
+        Ok(cgroups) => cgroups,
+        Err(problem) => return none(problem),
+    };
+    let problem = settings.trusted_proxies.iter().find_map(|proxy| match layout.shown_below_kubepods(proxy) {
+        true => None,
+        false => Some(format!(
+            "--trusted-proxy-cgroup {}: is not below the pods' cgroup {}, so its connections are not seen",
+            proxy.display(),
+            layout.kubepods.display()
+        )),
+    });
+    let proxies = settings.trusted_proxies.clone();
+    Attribution { source: Source::Probe(Arc::new(Probed::new(probe, cgroups, proxies))), problem }
+}
+
+fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Attribution {
+    if layout.version != Version::V2 {
+        return none(problem);
+    }
+    let cgroups = match cgroups(layout) {
+        Ok(cgroups) => cgroups,
+        Err(other) => return none(format!("{problem}; and {other}")),
+    };
+    match InetDiag::open(&settings.paths.host_proc) {
+        Ok(sockets) => Attribution {
+            source: Source::InetDiag(sockets, cgroups),
+            problem: Some(format!(
+                "{problem}. Instead the kernel's table of sockets is asked (inet_diag), which pods can spoof: good for \
+                 audit and metrics, not for enforce"
+            )),
+        },
+        Err(other) => none(format!("{problem}; and inet_diag cannot stand in: {other}")),
+    }
+}
+
+/// The node's cgroups, if their ids lead to them.
+fn cgroups(layout: &Layout) -> Result<Cgroups, String> {
+    let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", layout.kubepods.display());
+    let cgroups = Cgroups::open(&layout.mount, &layout.kubepods).map_err(unreadable)?;
+    let id = cgroup::id_of(&layout.kubepods).map_err(unreadable)?;
+    match cgroups.pod_of(id) {
+        Err(NoPod::CannotTell { cause }) => Err(NoPod::CannotTell { cause }.to_string()),
+        Ok(_) | Err(NoPod::Gone | NoPod::NotAPod { .. }) => Ok(cgroups),
+    }
+}
+
+/// The agent shares the host's network, so its namespace is the one that hostNetwork pods are in.
+fn own_netns_cookie() -> Option<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    sockopt::netns_cookie(&socket).ok()
+}
+
+fn none(problem: String) -> Attribution {
+    Attribution { source: Source::None, problem: Some(problem) }
+}
