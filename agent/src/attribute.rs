@@ -1,13 +1,13 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
-mod cgroup;
+pub mod cgroup;
 mod counters;
 mod handle;
-mod inet_diag;
-mod layout;
+pub mod inet_diag;
+pub mod layout;
 pub mod probe;
 mod probed;
-mod proc;
+pub mod proc;
 mod start;
 
 use std::fmt;
