@@ -11,10 +11,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::control::{ControlListener, FlushRequest, serve_control};
 use crate::admin::{Readiness, serve_metrics, serve_probes};
+use crate::attribute::probe::ProbeError;
 use crate::attribute::{self, Attribution, Counted};
 use crate::authenticate::keys::{KeySource, Keys};
 use crate::authenticate::{Authenticator, issuer_from_token_file};
 use crate::authorize::Policy;
+use crate::causes::chain;
 use crate::clock::Clock;
 use crate::config::{ServerConfig, Switch, Verify};
 use crate::credentials::{Credentials, Settings};
@@ -50,10 +52,10 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     // attempts at a closed port are over in 29 ms.
     let bound = bind(&config, &attribution, &metrics)?;
     let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes = server::listen(probes, |_| Ok(()))
+    let probes = server::listen(probes, |_, _| Ok(()))
         .map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
     let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes = server::listen(scrapes, |_| Ok(()))
+    let scrapes = server::listen(scrapes, |_, _| Ok(()))
         .map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
     let control = ControlListener::bind(&config.control_socket).await;
 
@@ -176,7 +178,7 @@ fn bind(config: &ServerConfig, attribution: &Attribution, metrics: &Metrics) -> 
     let mut bound = Bound { listeners: Vec::new(), skipped: Vec::new() };
     for host in &config.bind_hosts {
         let address = SocketAddr::new(*host, config.port);
-        match server::listen(address, |socket| attribution.prepare(socket)) {
+        match server::listen(address, |socket, address| attribution.prepare(socket, address)) {
             Ok(listener) => {
                 metrics.listener(&host.to_string(), true);
                 bound.listeners.push(listener);
@@ -250,14 +252,7 @@ fn readiness(
 fn scrape(service: &Service, keys: &Keys) -> String {
     let now = service.clock.now();
     let limits = service.pods.limits();
-    let (counted, kernel) = match service.attribution.probed() {
-        Some(probed) => {
-            let counted = probed.counters.read(&probed.probe, &probed.cgroups);
-            let kernel = Kernel { node: counted.node, lost: probed.probe.lost() };
-            (counted, Some(kernel))
-        }
-        None => (Counted::default(), None),
-    };
+    let (counted, kernel) = counted_in_the_kernel(&service.attribution);
     let snapshot = Snapshot {
         census: service.credentials.census(now),
         tokens_verified: service.authenticator.tokens_verified(),
@@ -271,6 +266,20 @@ fn scrape(service: &Service, keys: &Keys) -> String {
     service.metrics.render(&snapshot).unwrap_or_else(|error| {
         tracing::error!(event = "metrics_failed", %error, "the metrics cannot be written");
         String::new()
+    })
+}
+
+fn counted_in_the_kernel(attribution: &Attribution) -> (Counted, Option<Kernel>) {
+    let Some(probed) = attribution.probed() else { return (Counted::default(), None) };
+    let read = || {
+        let counted = probed.counters.read(&probed.probe, &probed.cgroups)?;
+        let kernel = Kernel { node: counted.node, lost: probed.probe.lost()? };
+        Ok::<_, ProbeError>((counted, Some(kernel)))
+    };
+    read().unwrap_or_else(|error| {
+        let error = chain(&error);
+        tracing::error!(event = "metrics_failed", %error, "what the kernel counted cannot be read");
+        (Counted::default(), None)
     })
 }
 

@@ -12,7 +12,7 @@ mod start;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ use self::probed::{recorded, workload};
 use self::proc::HostProc;
 pub use self::start::Settings;
 use crate::config::Verify;
+use crate::link;
 
 /// What the kernel says of the caller of one connection.
 pub type Caller = Result<Arc<Workload>, Unattributed>;
@@ -191,7 +192,13 @@ impl Attribution {
     /// Prepares a listener, before any connection can come in on it.
     pub fn prepare(&self, listener: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
         let Some(probe) = self.probe() else { return Ok(()) };
-        probe.watch(address, Kind::Credentials).map_err(io::Error::other)?;
+        // Pods connect to a certain address, also where the listener takes all.
+        let host = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => link::IPV4.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => link::IPV6.into(),
+            ip => ip,
+        };
+        probe.watch(SocketAddr::new(host, address.port()), Kind::Credentials).map_err(io::Error::other)?;
         probe.mark(&listener).map_err(io::Error::other)
     }
 
@@ -206,10 +213,22 @@ impl Attribution {
             }
             Source::InetDiag(sockets, cgroups) => {
                 let cgroup_id = sockets.cgroup_of(peer, local)?;
-                Ok(Arc::new(Workload::of(cgroups.pod_of(cgroup_id)?, cgroup_id)))
+                let pod = cgroups.pod_of(cgroup_id)?;
+                // The table knows neither the process nor whether it is in the host's network.
+                let unknown =
+                    agent_ebpf::Caller { cgroup_id, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
+                Ok(workload(&unknown, pod))
             }
             Source::None => Err(Unattributed::NoProbe),
             Source::Off => Err(Unattributed::Off),
+        }
+    }
+
+    /// Passes the kernel programs' messages on to the log, for ever. They write none unless told to.
+    pub async fn forward_log(&self) -> io::Result<()> {
+        match self.probe().and_then(Probe::take_log) {
+            Some(log) => log.forward().await,
+            None => Ok(()),
         }
     }
 

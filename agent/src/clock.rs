@@ -63,6 +63,12 @@ impl Clock {
     }
 }
 
+/// Time since boot with the time that the machine slept: the clock that the kernel programs stamp by.
+pub fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
 /// A wall clock that follows tokio's (pausable) time and can be made to jump.
 #[cfg(test)]
 mod manual {

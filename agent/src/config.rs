@@ -348,8 +348,10 @@ impl ServerConfig {
             ));
         }
         if self.imds.mode == Imds::RefusePods && self.verification.mode == Verify::Off {
-            return Err("--imds refuse-pods needs the kernel programs, which --verify off leaves out: choose audit"
-                .to_owned());
+            return Err(
+                "--imds refuse-pods needs the kernel programs, which --verify off leaves out: choose audit"
+                    .to_owned(),
+            );
         }
         Ok(())
     }

@@ -24,6 +24,6 @@ pub mod reject;
 pub mod request;
 pub mod server;
 mod sockopt;
-pub mod upkeep;
 #[cfg(test)]
 mod testing;
+pub mod upkeep;

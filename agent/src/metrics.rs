@@ -14,7 +14,7 @@ use prometheus::{
 };
 
 pub use self::pods::PodSample;
-use crate::attribute::probe::LostTotals;
+use crate::attribute::probe::LostEvents;
 use crate::attribute::{Attribution, Caller};
 use crate::authenticate::keys::FetchCounts;
 use crate::authorize::Verdict;
@@ -88,7 +88,7 @@ pub struct Snapshot {
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     pub node: Counters,
-    pub lost: LostTotals,
+    pub lost: LostEvents,
 }
 
 /// One connection, counted as long as it is held.

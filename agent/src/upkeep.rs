@@ -7,7 +7,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::attribute::Probed;
-use crate::attribute::probe::Mended;
+use crate::attribute::probe::{ProbeError, Upkeep};
+use crate::causes::chain;
 use crate::config::{Imds, ImdsConfig};
 use crate::node_pods::NodePods;
 use crate::request::Service;
@@ -32,7 +33,12 @@ pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, c
         let service = Arc::clone(&service);
         move || sweep(&service)
     });
-    cancel.run_until_cancelled(async { tokio::join!(exceptions, sweeps) }).await;
+    let messages = async {
+        if let Err(error) = service.attribution.forward_log().await {
+            tracing::warn!(event = "probe_log_failed", %error, "the kernel programs' messages cannot be read");
+        }
+    };
+    cancel.run_until_cancelled(async { tokio::join!(exceptions, sweeps, messages) }).await;
 }
 
 async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -> W) {
@@ -54,11 +60,35 @@ fn sweep(service: &Service) {
 }
 
 fn sweep_probed(service: &Service, probed: &Probed) {
-    probed.counters.sweep(&probed.probe, &probed.cgroups);
+    if let Err(error) = probed.counters.sweep(&probed.probe, &probed.cgroups) {
+        cannot(&error);
+    }
     probed.cgroups.forget_dead();
-    for mended in probed.probe.maintain() {
-        match mended {
-            Mended::Link => service.metrics.link_mended(),
+    for found in probed.probe.maintain() {
+        match found {
+            Upkeep::Reattached { program, cgroup } => {
+                service.metrics.link_mended();
+                tracing::warn!(
+                    event = "probe_reattached",
+                    program,
+                    cgroup = %cgroup.display(),
+                    "a kernel program had been detached by somebody else and is attached again; connections since are \
+                     unattributed"
+                );
+            }
+            Upkeep::Failed { error } => cannot(&error),
+            Upkeep::Expired { connections } => {
+                tracing::debug!(
+                    event = "pending_expired",
+                    connections,
+                    "handshakes that never reached the agent"
+                );
+            }
         }
     }
+}
+
+fn cannot(error: &ProbeError) {
+    let error = chain(error);
+    tracing::warn!(event = "probe_upkeep_failed", %error, "the kernel programs cannot be looked after; tried again");
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use agent_ebpf::Counters;
 
 use super::cgroup::Cgroups;
-use super::probe::Probe;
+use super::probe::{Probe, ProbeError};
 
 #[derive(Debug, Default)]
 pub struct PerPod {
@@ -35,21 +35,22 @@ pub struct Counted {
 
 impl PerPod {
     /// Reads the kernel's counters as they are now.
-    pub fn read(&self, probe: &Probe, cgroups: &Cgroups) -> Counted {
-        self.sum(&probe.counters(), |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid))
+    pub fn read(&self, probe: &Probe, cgroups: &Cgroups) -> Result<Counted, ProbeError> {
+        Ok(self.sum(&probe.counters()?, |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid)))
     }
 
     /// Gives the kernel back the room of the groups whose cgroups are gone, and keeps what they had counted.
-    pub fn sweep(&self, probe: &Probe, cgroups: &Cgroups) {
-        let groups = probe.counters();
+    pub fn sweep(&self, probe: &Probe, cgroups: &Cgroups) -> Result<(), ProbeError> {
+        let groups = probe.counters()?;
         // Remembers the owners of new groups while they can be had.
         let _ = self.sum(&groups, |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid));
         for (group, counters) in groups {
             if !cgroups.is_alive(group) {
-                probe.forget_group(group);
+                probe.forget_group(group)?;
                 self.ended(group, &counters);
             }
         }
+        Ok(())
     }
 
     fn sum(&self, groups: &[(u64, Counters)], owner: impl Fn(u64) -> Option<Arc<str>>) -> Counted {

@@ -9,6 +9,7 @@ use super::cgroup::{Cgroups, NoPod, PodCgroup};
 use super::counters::PerPod;
 use super::probe::Probe;
 use super::{Caller, Unattributed, Workload};
+use crate::causes::chain;
 use crate::config::ServiceAccount;
 use crate::node_pods::NodePods;
 
@@ -18,7 +19,7 @@ pub struct Probed {
     pub probe: Probe,
     pub cgroups: Cgroups,
     pub counters: PerPod,
-    /// Cgroups of node proxies that connect for pods.
+    /// Cgroups of node proxies that connect for pods, from kubepods on.
     proxies: Vec<PathBuf>,
     /// Cgroups that reach IMDS in spite of `--imds refuse-pods`.
     excepted: Mutex<HashSet<u64>>,
@@ -45,19 +46,20 @@ impl Probed {
         if proxy.host_network() {
             return Err(Unattributed::NoRecord);
         }
-        let cgroup_id = self.probe.namespace_owner(proxy.netns).ok_or(Unattributed::NotYetKnown)?;
-        let forget = |reason| {
-            self.probe.forget_namespace(proxy.netns);
-            reason
+        let owner = self.probe.namespace_owner(proxy.netns).map_err(|error| cannot_tell(&error))?;
+        let cgroup_id = owner.ok_or(Unattributed::NotYetKnown)?;
+        let not_this_one = || match self.probe.forget_namespace(proxy.netns) {
+            Ok(()) => Unattributed::NotYetKnown,
+            Err(error) => cannot_tell(&error),
         };
         // The programs may have been attached between the pod's call and the proxy's.
         if self.is_proxy(cgroup_id)? {
-            return Err(forget(Unattributed::NotYetKnown));
+            return Err(not_this_one());
         }
         match self.cgroups.pod_of(cgroup_id) {
             Ok(pod) => Ok(workload(&agent_ebpf::Caller { cgroup_id, ..*proxy }, pod)),
             // That container has ended; another one of the same pod will be learned.
-            Err(NoPod::Gone) => Err(forget(Unattributed::NotYetKnown)),
+            Err(NoPod::Gone) => Err(not_this_one()),
             Err(other) => Err(other.into()),
         }
     }
@@ -66,8 +68,8 @@ impl Probed {
         if self.proxies.is_empty() {
             return Ok(false);
         }
-        let path = self.cgroups.path_of(cgroup_id)?;
-        Ok(self.proxies.iter().any(|proxy| path.starts_with(proxy)))
+        let place = self.cgroups.place_of(cgroup_id)?;
+        Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy)))
     }
 
     /// Lets the pods of these service accounts reach IMDS, and no others any more.
@@ -83,11 +85,8 @@ impl Probed {
         let theirs = groups.into_iter().filter(|pod| uids.contains(&*pod.pod_uid));
         let wanted: HashSet<u64> = theirs.flat_map(|pod| pod.ids).collect();
         let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
-        for gone in excepted.difference(&wanted) {
-            self.probe.deny_imds(*gone);
-        }
-        // What has no room stays out, and is tried again.
-        excepted.retain(|id| wanted.contains(id));
+        // What cannot be told to the kernel now is tried again.
+        excepted.retain(|id| wanted.contains(id) || self.probe.deny_imds(*id).is_err());
         for id in wanted {
             if !excepted.contains(&id) && self.probe.allow_imds(id).is_ok() {
                 excepted.insert(id);
@@ -100,11 +99,14 @@ pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
         Ok(None) => Err(Unattributed::NoRecord),
-        Err(error) => {
-            tracing::debug!(event = "attribution_failed", %error, "the kernel could not be asked about a connection");
-            Err(Unattributed::CannotTell)
-        }
+        Err(error) => Err(cannot_tell(&error)),
     }
+}
+
+fn cannot_tell(error: &(dyn std::error::Error + 'static)) -> Unattributed {
+    let error = chain(error);
+    tracing::debug!(event = "attribution_failed", %error, "the kernel could not be asked who is calling");
+    Unattributed::CannotTell
 }
 
 pub(super) fn workload(caller: &agent_ebpf::Caller, pod: PodCgroup) -> Arc<Workload> {
@@ -123,10 +125,7 @@ impl From<NoPod> for Unattributed {
         match reason {
             NoPod::Gone => Unattributed::Gone,
             NoPod::NotAPod { .. } => Unattributed::NotAPod,
-            NoPod::CannotTell { cause } => {
-                tracing::debug!(event = "attribution_failed", %cause, "a cgroup's id leads nowhere");
-                Unattributed::CannotTell
-            }
+            NoPod::CannotTell { cause } => cannot_tell(&NoPod::CannotTell { cause }),
         }
     }
 }

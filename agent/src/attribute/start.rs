@@ -8,7 +8,7 @@ use agent_ebpf::Kind;
 
 use super::cgroup::{self, Cgroups, NoPod};
 use super::inet_diag::InetDiag;
-use super::layout::{Layout, LayoutProblem, Version};
+use super::layout::{Layout, Version};
 use super::probe::{Probe, ProbeConfig, ProbeError};
 use super::probed::Probed;
 use super::proc::HostProc;
@@ -85,15 +85,21 @@ fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Attribution
         Ok(cgroups) => cgroups,
         Err(problem) => return none(problem),
     };
-    let problem = settings.trusted_proxies.iter().find_map(|proxy| match layout.shown_below_kubepods(proxy) {
-        true => None,
-        false => Some(format!(
-            "--trusted-proxy-cgroup {}: is not below the pods' cgroup {}, so its connections are not seen",
-            proxy.display(),
-            layout.kubepods.display()
-        )),
-    });
-    let proxies = settings.trusted_proxies.clone();
+    let (mut proxies, mut problem) = (Vec::new(), None);
+    for proxy in &settings.trusted_proxies {
+        let path = proxy.strip_prefix(&layout.mount).or_else(|_| proxy.strip_prefix("/")).unwrap_or(proxy);
+        match layout.mount.join(path).strip_prefix(&layout.kubepods) {
+            Ok(place) => proxies.push(place.to_owned()),
+            Err(_) => {
+                problem = Some(format!(
+                    "--trusted-proxy-cgroup {}: is not below the pods' cgroup {}, so the kernel programs do not see its \
+                     connections",
+                    proxy.display(),
+                    layout.kubepods.display()
+                ));
+            }
+        }
+    }
     Attribution { source: Source::Probe(Arc::new(Probed::new(probe, cgroups, proxies))), problem }
 }
 

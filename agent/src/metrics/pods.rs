@@ -90,17 +90,12 @@ pub(super) fn families(samples: &[PodSample]) -> Vec<MetricFamily> {
         }
     };
     let families: [(&str, &str, MetricType, Of<'_>); 5] = [
-        (
-            "podcred_pod_connections",
-            "Open connections of a pod.",
-            MetricType::GAUGE,
-            &|pod, to| {
-                let mut gauge = Gauge::default();
-                #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
-                gauge.set_value(pod.connections as f64);
-                to.push(&[], |metric| metric.set_gauge(gauge));
-            },
-        ),
+        ("podcred_pod_connections", "Open connections of a pod.", MetricType::GAUGE, &|pod, to| {
+            let mut gauge = Gauge::default();
+            #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
+            gauge.set_value(pod.connections as f64);
+            to.push(&[], |metric| metric.set_gauge(gauge));
+        }),
         (
             "podcred_pod_requests_total",
             "Requests of a pod by result: ok or refused.",

@@ -1,0 +1,142 @@
+//! The bpf(2) commands that aya has no public word for: links as descriptors, and what is attached where.
+#![expect(unsafe_code, reason = "bpf(2) takes pointers, and aya offers no safe way to these commands")]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Where in a cgroup a program is attached, by the kernel's number for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Hook {
+    SockOps = 3,
+    Connect4 = 10,
+    Connect6 = 11,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+enum Command {
+    ObjectInfo = 15,
+    ProgramQuery = 16,
+    LinkCreate = 28,
+    LinkDetach = 34,
+}
+
+/// Attaches a program to a cgroup for as long as the link's descriptor, or a pin of it, is there.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: Hook,
+) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        program: i32,
+        target: i32,
+        hook: u32,
+        flags: u32,
+    }
+    let mut attributes =
+        Attributes { program: program.as_raw_fd(), target: cgroup.as_raw_fd(), hook: hook as u32, flags: 0 };
+    // SAFETY: these are the command's attributes, and none is a pointer.
+    let fd = unsafe { bpf(Command::LinkCreate, &mut attributes) }?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Detaches a link from its cgroup, for good.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = link.as_raw_fd();
+    // SAFETY: a descriptor is the command's only attribute.
+    unsafe { bpf(Command::LinkDetach, &mut attributes) }.map(drop)
+}
+
+/// The id of the cgroup that a link is attached to; None once it was detached or its cgroup removed.
+pub(super) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    /// `bpf_link_info`, as far as a cgroup's link goes.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program: u32,
+        _padding: u32,
+        cgroup_id: u64,
+        hook: u32,
+        _end: u32,
+    }
+    #[repr(C)]
+    struct Attributes {
+        object: i32,
+        size: u32,
+        info: *mut Info,
+    }
+    let mut info = Info::default();
+    let size = u32::try_from(size_of::<Info>()).unwrap_or_default();
+    let mut attributes = Attributes { object: link.as_raw_fd(), size, info: &raw mut info };
+    // SAFETY: the kernel writes at most `size` bytes to `info`, which outlives the call.
+    unsafe { bpf(Command::ObjectInfo, &mut attributes) }?;
+    Ok((info.cgroup_id != 0).then_some(info.cgroup_id))
+}
+
+/// The programs that are attached to this cgroup itself, by id.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) flags: u32,
+    pub(super) programs: Vec<u32>,
+}
+
+pub(super) fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Attached> {
+    /// Up to the last field that any kernel writes to, asked for or not.
+    #[repr(C)]
+    struct Attributes {
+        target: i32,
+        hook: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: *mut u32,
+        count: u32,
+        _padding: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    let mut programs = [0_u32; 64];
+    let mut attributes = Attributes {
+        target: cgroup.as_raw_fd(),
+        hook: hook as u32,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr(),
+        count: 64,
+        _padding: 0,
+        program_flags: 0,
+        links: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: the kernel writes at most `count` ids to `programs`, which outlives the call, and to no other pointer.
+    unsafe { bpf(Command::ProgramQuery, &mut attributes) }?;
+    let programs = programs.iter().copied().take(attributes.count as usize).collect();
+    Ok(Attached { flags: attributes.attach_flags, programs })
+}
+
+/// To wait until there is something to read.
+pub(super) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays the same open descriptor for as long as it lives.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// # Safety
+/// `attributes` must be laid out as the kernel's for this command, and its pointers be good for what the command does.
+unsafe fn bpf<A>(command: Command, attributes: &mut A) -> io::Result<i32> {
+    // SAFETY: the kernel reads and writes `attributes` within its size, and the rest is the caller's word.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attributes, size_of::<A>()) };
+    // A descriptor or 0; a descriptor fits.
+    i32::try_from(result).ok().filter(|&result| result >= 0).ok_or_else(io::Error::last_os_error)
+}

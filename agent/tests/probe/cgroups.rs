@@ -1,0 +1,115 @@
+//! Cgroups like a node's, and threads that are pods.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use podcred::attribute::probe::{Probe, ProbeConfig};
+use std::os::unix::fs::MetadataExt;
+
+/// A cgroup that holds this process, with a `kubepods` below it. One at a time: a process is in one cgroup.
+pub(crate) struct Node {
+    root: PathBuf,
+    /// Where this process was before.
+    home: PathBuf,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Node {
+    pub(crate) fn new() -> Option<Node> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "in CI the tests of the probe must run: they need root"
+            );
+            eprintln!("left out: eBPF programs need root");
+            return None;
+        }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount = mount();
+        let cgroup = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let home = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+        let home = mount.join(home);
+        let name = format!("podcred-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let node = Node { root: mount.join(name), home, _alone: alone };
+        fs::create_dir(&node.root).unwrap();
+        fs::write(node.root.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        node.cgroup("kubepods");
+        node.cgroup("agent");
+        Some(node)
+    }
+
+    /// Makes a cgroup below this node's root, with those above it. Threads may be in it.
+    pub(crate) fn cgroup(&self, path: &str) -> PathBuf {
+        let mut directory = self.root.clone();
+        for name in Path::new(path) {
+            directory.push(name);
+            if !directory.exists() {
+                fs::create_dir(&directory).unwrap();
+                fs::write(directory.join("cgroup.type"), "threaded").unwrap();
+            }
+        }
+        directory
+    }
+
+    pub(crate) fn config(&self) -> ProbeConfig {
+        ProbeConfig {
+            kubepods: self.cgroup("kubepods"),
+            kubepods_level: 2,
+            agent_cgroup: self.root.clone(),
+            pins: None,
+            host_netns: None,
+            refuse_imds: false,
+            learn_namespaces: false,
+            log: false,
+        }
+    }
+
+    pub(crate) fn load(&self) -> Probe {
+        Probe::load(&self.config()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Runs `work` on a thread that is in this cgroup.
+    pub(crate) fn inside<T: Send>(&self, cgroup: &str, work: impl FnOnce() -> T + Send) -> T {
+        let directory = self.cgroup(cgroup);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+                fs::write(directory.join("cgroup.threads"), thread).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
+    pub(crate) fn id(&self, cgroup: &str) -> u64 {
+        fs::metadata(self.cgroup(cgroup)).unwrap().ino()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = fs::write(self.home.join("cgroup.procs"), std::process::id().to_string());
+        remove(&self.root);
+    }
+}
+
+/// Removes a cgroup and those below it.
+fn remove(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+fn mount() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mount = fields.find(|fields| fields.get(2) == Some(&"cgroup2")).expect("cgroup2 is mounted");
+    PathBuf::from(mount[1])
+}

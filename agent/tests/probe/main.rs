@@ -1,0 +1,4 @@
+//! The kernel programs and their loader, in cgroups of their own. Needs root; without it the tests say that they were left out.
+
+mod cgroups;
+mod loader;
