@@ -2,7 +2,9 @@
 
 pub mod cgroup;
 mod handle;
+pub mod inet_diag;
 pub mod layout;
+pub mod proc;
 
 use std::sync::Arc;
 
