@@ -15,15 +15,17 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_ebpf::Kind;
 
 use self::cgroup::Cgroups;
 pub use self::counters::Counted;
-use self::inet_diag::InetDiag;
+use self::inet_diag::{Followed, InetDiag};
+use self::layout::Layout;
 use self::probe::Probe;
 pub use self::probed::Probed;
-use self::probed::{recorded, workload};
+use self::probed::{cannot_tell, recorded, workload};
 use self::proc::HostProc;
 pub use self::start::Settings;
 use crate::config::Verify;
@@ -120,12 +122,23 @@ impl fmt::Display for Unattributed {
     }
 }
 
+/// The kernel's table of sockets, with what makes pods of its cgroup ids.
+#[derive(Debug)]
+struct Sockets {
+    table: InetDiag,
+    cgroups: Cgroups,
+    /// Without it only the sockets in the agent's own network namespace are seen, which are those of hostNetwork pods.
+    host: Option<HostProc>,
+}
+
 /// What this node attributes connections by, from the best down.
 #[derive(Debug)]
 pub struct Attribution {
     source: Source,
     /// Why it is not the best, for the operator.
     problem: Option<String>,
+    /// Keeps the cgroup mount there where it is the agent's own.
+    _layout: Option<Layout>,
 }
 
 #[derive(Debug)]
@@ -135,16 +148,29 @@ enum Source {
     /// The kernel programs name the process, and the node's /proc its pod: where pods live in cgroup v1.
     Proc(Probe, HostProc),
     /// Without kernel programs: a look at the kernel's table of sockets, which a pod can spoof.
-    InetDiag(InetDiag, Cgroups),
+    InetDiag(Sockets),
     None,
     Off,
+}
+
+impl Sockets {
+    /// The caller's socket has the accepted one's addresses the other way round.
+    fn caller(&self, peer: SocketAddr, local: SocketAddr) -> Caller {
+        let found = self.table.cgroup_of(peer, local).map_err(|error| cannot_tell(&error))?;
+        let cgroup_id = found.ok_or(Unattributed::NoRecord)?;
+        let pod = self.cgroups.pod_of(cgroup_id)?;
+        // The table knows neither the process nor whether it is in the host's network.
+        let unknown =
+            agent_ebpf::Caller { cgroup_id, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
+        Ok(workload(&unknown, pod))
+    }
 }
 
 impl Attribution {
     /// Takes the best that this node bears, and says in one log line which that is.
     pub fn start(verify: Verify, settings: &Settings) -> Self {
         let attribution = match verify {
-            Verify::Off => Attribution { source: Source::Off, problem: None },
+            Verify::Off => Attribution { source: Source::Off, problem: None, _layout: None },
             Verify::Audit | Verify::Enforce => start::best(settings),
         };
         attribution.say(verify);
@@ -183,7 +209,7 @@ impl Attribution {
     pub fn is_alive(&self, cgroup_id: u64) -> bool {
         match &self.source {
             Source::Probe(probed) => probed.cgroups.is_alive(cgroup_id),
-            Source::InetDiag(_, cgroups) => cgroups.is_alive(cgroup_id),
+            Source::InetDiag(sockets) => sockets.cgroups.is_alive(cgroup_id),
             // The ids say nothing there; a pod is known by its open connections alone.
             Source::Proc(..) | Source::None | Source::Off => false,
         }
@@ -208,17 +234,10 @@ impl Attribution {
             Source::Probe(probed) => probed.caller(socket),
             Source::Proc(probe, host) => {
                 let caller = recorded(probe, socket)?;
-                let pod = host.pod_of(caller.tgid, caller.connected_at)?;
+                let pod = host.pod_of_tgid(caller.tgid, Duration::from_nanos(caller.connected_at))?;
                 Ok(workload(&caller, pod))
             }
-            Source::InetDiag(sockets, cgroups) => {
-                let cgroup_id = sockets.cgroup_of(peer, local)?;
-                let pod = cgroups.pod_of(cgroup_id)?;
-                // The table knows neither the process nor whether it is in the host's network.
-                let unknown =
-                    agent_ebpf::Caller { cgroup_id, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
-                Ok(workload(&unknown, pod))
-            }
+            Source::InetDiag(sockets) => sockets.caller(peer, local),
             Source::None => Err(Unattributed::NoProbe),
             Source::Off => Err(Unattributed::Off),
         }
@@ -229,6 +248,17 @@ impl Attribution {
         match self.probe().and_then(Probe::take_log) {
             Some(log) => log.forward().await,
             None => Ok(()),
+        }
+    }
+
+    /// Looks for pods that have come and gone, where callers are looked for in the pods' own network namespaces.
+    pub fn follow_pods(&self) {
+        let Source::InetDiag(Sockets { table, host: Some(host), .. }) = &self.source else { return };
+        match table.follow(host) {
+            Ok(Followed { refused: None, .. }) => {}
+            Ok(Followed { refused: Some(error), .. }) | Err(error) => {
+                tracing::debug!(event = "attribution_failed", %error, "a pod's network namespace cannot be entered");
+            }
         }
     }
 

@@ -53,6 +53,7 @@ async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -
 }
 
 fn sweep(service: &Service) {
+    service.attribution.follow_pods();
     service.pods.forget_dead(|cgroup| service.attribution.is_alive(cgroup));
     if let Some(probed) = service.attribution.probed() {
         sweep_probed(service, probed);

@@ -47,8 +47,8 @@ pub enum NoPod {
     #[error("its cgroup {} is no pod's", path.display())]
     NotAPod { path: PathBuf },
     #[error(
-        "its cgroup cannot be found by its id: {cause}. Where that is a missing permission, give the container \
-         CAP_DAC_READ_SEARCH (securityContext.capabilities.add: [DAC_READ_SEARCH])"
+        "its cgroup cannot be looked up: {cause}. By its id that takes CAP_DAC_READ_SEARCH \
+         (securityContext.capabilities.add: [DAC_READ_SEARCH])"
     )]
     CannotTell { cause: io::Error },
 }

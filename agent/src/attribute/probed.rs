@@ -103,7 +103,7 @@ pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::
     }
 }
 
-fn cannot_tell(error: &(dyn std::error::Error + 'static)) -> Unattributed {
+pub(super) fn cannot_tell(error: &(dyn std::error::Error + 'static)) -> Unattributed {
     let error = chain(error);
     tracing::debug!(event = "attribution_failed", %error, "the kernel could not be asked who is calling");
     Unattributed::CannotTell

@@ -12,7 +12,7 @@ use super::layout::{Layout, Version};
 use super::probe::{Probe, ProbeConfig, ProbeError};
 use super::probed::Probed;
 use super::proc::HostProc;
-use super::{Attribution, Source};
+use super::{Attribution, Sockets, Source};
 use crate::config::{Imds, NodePaths};
 use crate::{link, sockopt};
 
@@ -29,19 +29,22 @@ pub struct Settings {
 const IMDS_PORT: u16 = 80;
 
 pub(super) fn best(settings: &Settings) -> Attribution {
-    let layout = match Layout::find(
-        &settings.paths.cgroup_root,
-        settings.paths.kubepods_cgroup.as_deref(),
-        &settings.paths.host_proc,
-    ) {
+    let NodePaths { cgroup_root, kubepods_cgroup, host_proc, .. } = &settings.paths;
+    let layout = match Layout::find(cgroup_root, kubepods_cgroup.as_deref(), host_proc) {
         Ok(layout) => layout,
-        Err(problem) => return none(problem.to_string()),
+        Err(problem) => {
+            return Attribution { source: Source::None, problem: Some(problem.to_string()), _layout: None };
+        }
     };
-    match load(settings, &layout) {
+    let (source, problem) = match load(settings, &layout) {
         Ok(probe) => with_probe(settings, &layout, probe),
         Err(problem) => without_probe(settings, &layout, problem.to_string()),
-    }
+    };
+    Attribution { source, problem, _layout: Some(layout) }
 }
+
+/// With what there is to tell the operator of it.
+type Chosen = (Source, Option<String>);
 
 fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
     let in_v2 = layout.version == Version::V2;
@@ -62,19 +65,19 @@ fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
     Ok(probe)
 }
 
-fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Attribution {
+fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Chosen {
     match &layout.version {
         Version::V2 => {}
         Version::V1Pods(pods) => {
             let place = pods.kubepods.display();
-            return match HostProc::open(&settings.paths.host_proc) {
-                Ok(host) => Attribution {
-                    source: Source::Proc(probe, host),
-                    problem: Some(format!(
+            return match HostProc::open(&settings.paths.host_proc, layout) {
+                Ok(host) => {
+                    let problem = format!(
                         "the pods of this node are in cgroup v1 ({place}), so each is looked up by its process; good for \
                          audit and metrics, not for enforce"
-                    )),
-                },
+                    );
+                    (Source::Proc(probe, host), Some(problem))
+                }
                 Err(problem) => {
                     none(format!("the pods of this node are in cgroup v1 ({place}), and {problem}"))
                 }
@@ -100,10 +103,10 @@ fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Attribution
             }
         }
     }
-    Attribution { source: Source::Probe(Arc::new(Probed::new(probe, cgroups, proxies))), problem }
+    (Source::Probe(Arc::new(Probed::new(probe, cgroups, proxies))), problem)
 }
 
-fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Attribution {
+fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Chosen {
     if layout.version != Version::V2 {
         return none(problem);
     }
@@ -111,16 +114,20 @@ fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Attri
         Ok(cgroups) => cgroups,
         Err(other) => return none(format!("{problem}; and {other}")),
     };
-    match InetDiag::open(&settings.paths.host_proc) {
-        Ok(sockets) => Attribution {
-            source: Source::InetDiag(sockets, cgroups),
-            problem: Some(format!(
-                "{problem}. Instead the kernel's table of sockets is asked (inet_diag), which pods can spoof: good for \
-                 audit and metrics, not for enforce"
-            )),
-        },
-        Err(other) => none(format!("{problem}; and inet_diag cannot stand in: {other}")),
-    }
+    let table = match InetDiag::open() {
+        Ok(table) => table,
+        Err(other) => return none(format!("{problem}; and inet_diag cannot stand in: {other}")),
+    };
+    let host = HostProc::open(&settings.paths.host_proc, layout).ok();
+    let seen = match &host {
+        Some(_) => "all pods",
+        None => "hostNetwork pods alone (for the others the node's /proc is needed, see --host-proc)",
+    };
+    let problem = format!(
+        "{problem}. Instead the kernel's table of sockets is asked (inet_diag), for {seen}; pods can spoof it: good for \
+         audit and metrics, not for enforce"
+    );
+    (Source::InetDiag(Sockets { table, cgroups, host }), Some(problem))
 }
 
 /// The node's cgroups, if their ids lead to them.
@@ -140,6 +147,6 @@ fn own_netns_cookie() -> Option<u64> {
     sockopt::netns_cookie(&socket).ok()
 }
 
-fn none(problem: String) -> Attribution {
-    Attribution { source: Source::None, problem: Some(problem) }
+fn none(problem: String) -> Chosen {
+    (Source::None, Some(problem))
 }
