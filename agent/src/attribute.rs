@@ -122,6 +122,13 @@ impl fmt::Display for Unattributed {
     }
 }
 
+/// The probe, with what makes pods of its process numbers.
+#[derive(Debug)]
+struct Processes {
+    probe: Probe,
+    host: HostProc,
+}
+
 /// The kernel's table of sockets, with what makes pods of its cgroup ids.
 #[derive(Debug)]
 struct Sockets {
@@ -146,11 +153,19 @@ enum Source {
     /// The kernel programs, and cgroups whose ids lead to pods. Nothing less can enforce.
     Probe(Arc<Probed>),
     /// The kernel programs name the process, and the node's /proc its pod: where pods live in cgroup v1.
-    Proc(Probe, HostProc),
+    Proc(Box<Processes>),
     /// Without kernel programs: a look at the kernel's table of sockets, which a pod can spoof.
     InetDiag(Sockets),
     None,
     Off,
+}
+
+impl Processes {
+    fn caller(&self, socket: &impl AsFd) -> Caller {
+        let caller = recorded(&self.probe, socket)?;
+        let pod = self.host.pod_of_tgid(caller.tgid, Duration::from_nanos(caller.connected_at))?;
+        Ok(workload(&caller, pod))
+    }
 }
 
 impl Sockets {
@@ -181,8 +196,8 @@ impl Attribution {
     pub fn source(&self) -> &'static str {
         match self.source {
             Source::Probe(_) => "probe",
-            Source::Proc(..) => "proc",
-            Source::InetDiag(..) => "inet_diag",
+            Source::Proc(_) => "proc",
+            Source::InetDiag(_) => "inet_diag",
             Source::None => "none",
             Source::Off => "off",
         }
@@ -201,7 +216,7 @@ impl Attribution {
     pub fn probed(&self) -> Option<&Arc<Probed>> {
         match &self.source {
             Source::Probe(probed) => Some(probed),
-            Source::Proc(..) | Source::InetDiag(..) | Source::None | Source::Off => None,
+            Source::Proc(_) | Source::InetDiag(_) | Source::None | Source::Off => None,
         }
     }
 
@@ -211,7 +226,7 @@ impl Attribution {
             Source::Probe(probed) => probed.cgroups.is_alive(cgroup_id),
             Source::InetDiag(sockets) => sockets.cgroups.is_alive(cgroup_id),
             // The ids say nothing there; a pod is known by its open connections alone.
-            Source::Proc(..) | Source::None | Source::Off => false,
+            Source::Proc(_) | Source::None | Source::Off => false,
         }
     }
 
@@ -220,9 +235,9 @@ impl Attribution {
         let Some(probe) = self.probe() else { return Ok(()) };
         // Pods connect to a certain address, also where the listener takes all.
         let host = match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => link::IPV4.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => link::IPV6.into(),
-            ip => ip,
+            one if !one.is_unspecified() => one,
+            IpAddr::V4(_) => link::IPV4.into(),
+            IpAddr::V6(_) => link::IPV6.into(),
         };
         probe.watch(SocketAddr::new(host, address.port()), Kind::Credentials).map_err(io::Error::other)?;
         probe.mark(&listener).map_err(io::Error::other)
@@ -232,11 +247,7 @@ impl Attribution {
     pub fn caller(&self, socket: &impl AsFd, peer: SocketAddr, local: SocketAddr) -> Caller {
         match &self.source {
             Source::Probe(probed) => probed.caller(socket),
-            Source::Proc(probe, host) => {
-                let caller = recorded(probe, socket)?;
-                let pod = host.pod_of_tgid(caller.tgid, Duration::from_nanos(caller.connected_at))?;
-                Ok(workload(&caller, pod))
-            }
+            Source::Proc(processes) => processes.caller(socket),
             Source::InetDiag(sockets) => sockets.caller(peer, local),
             Source::None => Err(Unattributed::NoProbe),
             Source::Off => Err(Unattributed::Off),
@@ -265,8 +276,8 @@ impl Attribution {
     fn probe(&self) -> Option<&Probe> {
         match &self.source {
             Source::Probe(probed) => Some(&probed.probe),
-            Source::Proc(probe, _) => Some(probe),
-            Source::InetDiag(..) | Source::None | Source::Off => None,
+            Source::Proc(processes) => Some(&processes.probe),
+            Source::InetDiag(_) | Source::None | Source::Off => None,
         }
     }
 

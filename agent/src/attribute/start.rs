@@ -12,7 +12,7 @@ use super::layout::{Layout, Version};
 use super::probe::{Probe, ProbeConfig, ProbeError};
 use super::probed::Probed;
 use super::proc::HostProc;
-use super::{Attribution, Sockets, Source};
+use super::{Attribution, Processes, Sockets, Source};
 use crate::config::{Imds, NodePaths};
 use crate::{link, sockopt};
 
@@ -76,7 +76,7 @@ fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Chosen {
                         "the pods of this node are in cgroup v1 ({place}), so each is looked up by its process; good for \
                          audit and metrics, not for enforce"
                     );
-                    (Source::Proc(probe, host), Some(problem))
+                    (Source::Proc(Box::new(Processes { probe, host })), Some(problem))
                 }
                 Err(problem) => {
                     none(format!("the pods of this node are in cgroup v1 ({place}), and {problem}"))
