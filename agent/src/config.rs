@@ -306,7 +306,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(normalise_args(args))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let Command::Server(config) = &cli.command {
-            config.check_listeners().and_then(|()| config.check_watching()).map_err(|problem| {
+            config.check_listeners().and_then(|()| config.check_attribution()).map_err(|problem| {
                 clap::Error::raw(ErrorKind::ValueValidation, problem + "\n").with_cmd(&command)
             })?;
         }
@@ -331,17 +331,29 @@ impl ServerConfig {
         self.max_cache_size > 0 && !self.max_credential_retention.is_zero()
     }
 
-    /// Service accounts of this node's pods are had from the API server, which has to be told the node's name.
-    fn check_watching(&self) -> Result<(), String> {
-        let flag = match (self.verification.delegates.first(), self.imds.except.first()) {
-            _ if self.node_name.is_some() => return Ok(()),
-            (None, None) => return Ok(()),
-            (Some(_), _) => "--delegate",
-            (None, Some(_)) => "--imds-except",
-        };
-        Err(format!(
-            "{flag} needs --node-name: which pods of a service account run on this node is watched by it"
-        ))
+    /// The node whose pods are watched, where a flag names service accounts.
+    pub fn watched_node(&self) -> Option<&str> {
+        let named = !self.verification.delegates.is_empty() || !self.imds.except.is_empty();
+        self.node_name.as_deref().filter(|_| named)
+    }
+
+    fn check_attribution(&self) -> Result<(), String> {
+        let named = [
+            ("--delegate", !self.verification.delegates.is_empty()),
+            ("--imds-except", !self.imds.except.is_empty()),
+        ];
+        if let Some((flag, _)) = named.iter().find(|(_, named)| *named && self.node_name.is_none()) {
+            return Err(format!(
+                "{flag} needs --node-name: which pods run as that service account is had by the node's name"
+            ));
+        }
+        if self.imds.mode == Imds::RefusePods && self.verification.mode == Verify::Off {
+            return Err(
+                "--imds refuse-pods needs the kernel programs, which --verify off leaves out: choose audit"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 
     /// Two listeners on one address and port would let only the first of them start, and not say why.

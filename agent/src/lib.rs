@@ -26,3 +26,4 @@ pub mod server;
 mod sockopt;
 #[cfg(test)]
 mod testing;
+pub mod upkeep;

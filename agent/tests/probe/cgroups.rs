@@ -30,13 +30,13 @@ impl Node {
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mount = mount();
-        let cgroup = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let home = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+        let cgroup = fs::read_to_string("/proc/self/cgroup").expect("/proc is mounted");
+        let home = cgroup.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup2 knows us");
         let home = mount.join(home);
         let name = format!("podcred-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let node = Node { root: mount.join(name), home, _alone: alone };
-        fs::create_dir(&node.root).unwrap();
-        fs::write(node.root.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        fs::create_dir(&node.root).expect("root may make cgroups");
+        enter(&node.root);
         node.cgroup("kubepods");
         node.cgroup("agent");
         Some(node)
@@ -48,8 +48,8 @@ impl Node {
         for name in Path::new(path) {
             directory.push(name);
             if !directory.exists() {
-                fs::create_dir(&directory).unwrap();
-                fs::write(directory.join("cgroup.type"), "threaded").unwrap();
+                fs::create_dir(&directory).expect("root may make cgroups");
+                fs::write(directory.join("cgroup.type"), "threaded").expect("it has no controllers");
             }
         }
         directory
@@ -78,23 +78,27 @@ impl Node {
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
                 let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-                fs::write(directory.join("cgroup.threads"), thread).unwrap();
+                fs::write(directory.join("cgroup.threads"), thread).expect("the process is above it");
                 work()
             });
-            thread.join().unwrap()
+            thread.join().expect("the pod's work does not fail")
         })
     }
 
     pub(crate) fn id(&self, cgroup: &str) -> u64 {
-        fs::metadata(self.cgroup(cgroup)).unwrap().ino()
+        fs::metadata(self.cgroup(cgroup)).expect("it is there").ino()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = fs::write(self.home.join("cgroup.procs"), std::process::id().to_string());
+        enter(&self.home);
         remove(&self.root);
     }
+}
+
+fn enter(cgroup: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("root may move itself");
 }
 
 /// Removes a cgroup and those below it.
@@ -108,7 +112,7 @@ fn remove(directory: &Path) {
 }
 
 fn mount() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mounts = fs::read_to_string("/proc/mounts").expect("/proc is mounted");
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let mount = fields.find(|fields| fields.get(2) == Some(&"cgroup2")).expect("cgroup2 is mounted");
     PathBuf::from(mount[1])
