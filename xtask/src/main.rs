@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod agent;
+mod bench_connect;
 mod build;
 mod client;
 mod clock;
@@ -44,6 +45,8 @@ enum Task {
     Test(test::Arguments),
     /// Run the tests that speak to the kernel on Debian's kernels, 5.10 to the newest, under qemu
     Kernels(kernels::Arguments),
+    /// Measure what the kernel programs cost a connect() that is none of theirs
+    BenchConnect(bench_connect::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -75,6 +78,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
         Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
         Task::Kernels(arguments) => Box::pin(kernels::run(&arguments)).await,
+        Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())
