@@ -2,3 +2,4 @@
 
 mod cgroups;
 mod loader;
+mod messages;
