@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cgroups::{Node, until};
 
-const POD: &str = "kubepods/burstable/pod0f5c7a1e-7a3f-4c5e-9a34-2a0d5a1c7b11";
+pub(crate) const POD: &str = "kubepods/burstable/pod0f5c7a1e-7a3f-4c5e-9a34-2a0d5a1c7b11";
 pub(crate) const CONTAINER: &str = "kubepods/burstable/pod0f5c7a1e-7a3f-4c5e-9a34-2a0d5a1c7b11/container";
 
 const OTHER: &str = "kubepods/besteffort/pod6d0c6a52-7d1c-4b5e-a7a5-7a3df7a4a6d2/container";

@@ -3,3 +3,4 @@
 mod cgroups;
 mod loader;
 mod messages;
+mod pins;
