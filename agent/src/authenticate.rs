@@ -7,10 +7,11 @@ mod minting;
 mod tests;
 pub mod token;
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::Algorithm;
@@ -37,15 +38,22 @@ pub struct Authenticator {
     issuer: Box<str>,
     keys: Arc<Keys>,
     known: Cache<TokenHash, Arc<Claims>>,
+    known_of: Mutex<KnownOf>,
+    most_of_a_pod: usize,
     verified: AtomicU64,
 }
 
+/// The known tokens of each pod (by UID), oldest first: nobody's many tokens may push out another's.
+type KnownOf = HashMap<Arc<str>, VecDeque<TokenHash>>;
+
 impl Authenticator {
-    pub fn new(issuer: String, keys: Arc<Keys>, verified_capacity: usize) -> Self {
+    pub fn new(issuer: String, keys: Arc<Keys>, verified_capacity: usize, most_of_a_pod: usize) -> Self {
         Authenticator {
             issuer: issuer.into(),
             keys,
             known: Cache::new(verified_capacity),
+            known_of: Mutex::default(),
+            most_of_a_pod,
             verified: AtomicU64::new(0),
         }
     }
@@ -94,8 +102,27 @@ impl Authenticator {
         }
         self.verified.fetch_add(1, Ordering::Relaxed);
         let claims = Arc::new(unverified.into_claims());
-        self.known.insert(hash, Arc::clone(&claims));
+        self.remember(hash, &claims);
         Ok(Authenticated::Verified(claims, hash))
+    }
+
+    fn remember(&self, hash: TokenHash, claims: &Arc<Claims>) {
+        let mut known_of = self.known_of.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pods that are gone leave their entries behind, and what they list falls out of the cache.
+        if known_of.len() as u64 >= self.known.capacity() {
+            known_of.retain(|_, hashes| hashes.iter().any(|hash| self.known.peek(hash).is_some()));
+        }
+        let hashes = known_of.entry(Arc::clone(&claims.pod_uid)).or_default();
+        // Two requests may have verified one token at the same time.
+        if !hashes.contains(&hash) {
+            hashes.push_back(hash);
+        }
+        while hashes.len() > self.most_of_a_pod {
+            if let Some(oldest) = hashes.pop_front() {
+                self.known.remove(&oldest);
+            }
+        }
+        self.known.insert(hash, Arc::clone(claims));
     }
 }
 

@@ -3,12 +3,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::attribute::{Caller, Unattributed, Workload};
 use crate::authenticate::Authenticated;
 #[cfg(test)]
 use crate::claims::Scope;
 use crate::claims::{Claims, RoleKey, TokenHash};
-use crate::config::Sharing;
+use crate::config::{self, Sharing, Verify};
 use crate::link;
+use crate::node_pods::{Delegacy, Delegates};
 use crate::reject::Rejection;
 
 /// Proof that the caller was checked. The credential cache takes nothing else.
@@ -66,14 +68,114 @@ pub enum Authorized {
     Unchecked(UncheckedPermit),
 }
 
-/// Turns claims into a permit for the credentials they may share.
-pub fn authorize(authenticated: Authenticated, sharing: &Sharing) -> Authorized {
-    match authenticated {
+/// Who may use whose tokens on this node.
+#[derive(Debug)]
+pub struct Policy {
+    pub verify: Verify,
+    pub unattributed: config::Unattributed,
+    /// Kubernetes' name of this node, where it was told.
+    pub node_name: Option<String>,
+    pub delegates: Delegates,
+    pub sharing: Sharing,
+}
+
+/// What comparing the kernel's word with the token's came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `--verify off`.
+    NotCompared,
+    /// The pod that connected is the pod that the token is for.
+    SamePod,
+    /// A delegate's pod presents another pod's token, as it may.
+    Delegate,
+    OtherPod(Arc<Workload>),
+    /// The pod is another's, and whether it is a delegate's is not known yet.
+    DelegatesUnknown,
+    /// The token is for a pod of another node.
+    OtherNode,
+    Unattributed(Unattributed),
+}
+
+impl Verdict {
+    /// A metric label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Verdict::NotCompared => "not_compared",
+            Verdict::SamePod => "same_pod",
+            Verdict::Delegate => "delegate",
+            Verdict::OtherPod(_) => "other_pod",
+            Verdict::DelegatesUnknown => "delegates_unknown",
+            Verdict::OtherNode => "other_node",
+            Verdict::Unattributed(_) => "unattributed",
+        }
+    }
+}
+
+/// Compares who connected with whom the token is for, and turns the two into a permit for the credentials they may share.
+pub fn authorize(
+    caller: &Caller,
+    authenticated: Authenticated,
+    policy: &Policy,
+) -> (Verdict, Result<Authorized, Rejection>) {
+    let (claims, verified) = match &authenticated {
+        Authenticated::Verified(claims, _) => (claims, Some(claims)),
+        Authenticated::Unchecked(claims, _) => (claims, None),
+    };
+    let verdict = policy.compare(caller, claims);
+    if let Some(rejection) = policy.refusal(&verdict, verified) {
+        return (verdict, Err(rejection));
+    }
+    let authorized = match authenticated {
         Authenticated::Verified(claims, token) => {
-            let scope = sharing.scope(&claims.namespace, &claims.service_account);
+            let scope = policy.sharing.scope(&claims.namespace, &claims.service_account);
             Authorized::Checked(Permit { key: RoleKey::new(Arc::clone(&claims), scope), claims, token })
         }
         Authenticated::Unchecked(claims, token) => Authorized::Unchecked(UncheckedPermit { claims, token }),
+    };
+    (verdict, Ok(authorized))
+}
+
+impl Policy {
+    fn compare(&self, caller: &Caller, claims: &Claims) -> Verdict {
+        if self.verify == Verify::Off {
+            return Verdict::NotCompared;
+        }
+        let verdict = match caller {
+            Ok(workload) if workload.pod_uid == claims.pod_uid => Verdict::SamePod,
+            Ok(workload) => match self.delegates.says(&workload.pod_uid) {
+                Delegacy::Granted => Verdict::Delegate,
+                Delegacy::None => Verdict::OtherPod(Arc::clone(workload)),
+                Delegacy::Unknown => Verdict::DelegatesUnknown,
+            },
+            Err(reason) => Verdict::Unattributed(*reason),
+        };
+        let elsewhere = match (&self.node_name, &claims.node) {
+            (Some(here), Some(node)) => *node.name != **here,
+            (None, _) | (_, None) => false,
+        };
+        let has_passed = match verdict {
+            Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate | Verdict::Unattributed(_) => true,
+            Verdict::OtherPod(_) | Verdict::DelegatesUnknown | Verdict::OtherNode => false,
+        };
+        if has_passed && elsewhere { Verdict::OtherNode } else { verdict }
+    }
+
+    /// Nothing is refused that `enforce` was not asked for, unattributed connections excepted, which have a flag.
+    fn refusal(&self, verdict: &Verdict, verified: Option<&Arc<Claims>>) -> Option<Rejection> {
+        let pod = || verified.cloned();
+        let enforced = |rejection| (self.verify == Verify::Enforce).then_some(rejection);
+        match verdict {
+            Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate => None,
+            Verdict::OtherPod(caller) => {
+                enforced(Rejection::OtherPod { caller: Arc::clone(&caller.pod_uid), pod: pod() })
+            }
+            Verdict::DelegatesUnknown => enforced(Rejection::DelegatesUnknown),
+            Verdict::OtherNode => enforced(Rejection::OtherNode { pod: pod() }),
+            Verdict::Unattributed(reason) => match self.unattributed {
+                config::Unattributed::Allow => None,
+                config::Unattributed::Deny => Some(Rejection::Unattributed(*reason)),
+            },
+        }
     }
 }
 
@@ -113,48 +215,4 @@ fn is_localhost(host: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn allowed(host: &str, local: &str) -> bool {
-        check_host(Some(host), local.parse().expect("address")).is_ok()
-    }
-
-    #[test]
-    fn the_link_local_addresses_are_welcome_with_any_port() {
-        for host in [
-            "169.254.170.23",
-            "169.254.170.23:80",
-            "[fd00:ec2::23]",
-            "[fd00:ec2::23]:80",
-            "[fd00:0ec2:0::23]",
-        ] {
-            assert!(allowed(host, "10.0.0.1"), "{host}");
-        }
-    }
-
-    #[test]
-    fn the_address_that_the_connection_came_in_on_is_welcome() {
-        assert!(allowed("127.0.0.1:8080", "127.0.0.1"));
-        assert!(allowed("127.0.0.1:8080", "::ffff:127.0.0.1"));
-        assert!(allowed("localhost:8080", "127.0.0.1"));
-        assert!(!allowed("127.0.0.2", "127.0.0.1"));
-    }
-
-    #[test]
-    fn a_name_that_was_rebound_is_refused() {
-        for host in [
-            "evil.example",
-            "evil.example:80",
-            "169.254.170.23.evil.example",
-            "localhost",
-            "",
-            "[fd00:ec2::23",
-            "169.254.170.23:x",
-            "[fd00:ec2::23]x",
-        ] {
-            assert!(!allowed(host, "169.254.170.23"), "{host:?}");
-        }
-        assert!(check_host(None, IpAddr::V4(link::IPV4)).is_err());
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //!
 //! Every value is checked while it is parsed, so that a [`ServerConfig`] from [`Cli::from_args`] needs no second look.
 
+mod attribution;
 mod duration;
 mod sharing;
 #[cfg(test)]
@@ -16,6 +17,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use self::attribution::{
+    Imds, ImdsConfig, NodePaths, PodLimits, Switch, Unattributed, Verification, Verify,
+};
 pub use self::sharing::{Pattern, Sharing, SharingMode};
 use self::values::{Checked, Choice};
 
@@ -199,12 +203,19 @@ pub struct ServerConfig {
         value_parser = values::number(1..=256_usize), help_heading = OWN)]
     pub workers: usize,
 
-    /// What the kernel's word on who is calling is used for: nothing, the log and metrics, or refusal
-    #[arg(long, env = "PODCRED_VERIFY", value_name = "MODE", default_value = "audit",
-        value_parser = Choice::<Verify>::default(), help_heading = OWN)]
-    pub verify: Verify,
+    #[command(flatten)]
+    pub verification: Verification,
 
-    /// Kubernetes name of this node, told to EKS Auth
+    #[command(flatten)]
+    pub node: NodePaths,
+
+    #[command(flatten)]
+    pub imds: ImdsConfig,
+
+    #[command(flatten)]
+    pub pod_limits: PodLimits,
+
+    /// Kubernetes name of this node: told to EKS Auth, and compared with the node that a token names
     #[arg(long, env = "PODCRED_NODE_NAME", value_name = "NAME",
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub node_name: Option<String>,
@@ -238,13 +249,6 @@ pub struct ServerConfig {
 }
 
 const CONTROL_SOCKET: &str = "/run/podcred/control.sock";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Verify {
-    Off,
-    Audit,
-    Enforce,
-}
 
 /// `podcred initialize`, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
@@ -302,7 +306,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(normalise_args(args))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let Command::Server(config) = &cli.command {
-            config.check_listeners().map_err(|problem| {
+            config.check_listeners().and_then(|()| config.check_attribution()).map_err(|problem| {
                 clap::Error::raw(ErrorKind::ValueValidation, problem + "\n").with_cmd(&command)
             })?;
         }
@@ -325,6 +329,31 @@ impl ServerConfig {
     /// Off where either of the official agent's two switches is at zero.
     pub fn caching(&self) -> bool {
         self.max_cache_size > 0 && !self.max_credential_retention.is_zero()
+    }
+
+    /// The node whose pods are watched, where a flag names service accounts.
+    pub fn watched_node(&self) -> Option<&str> {
+        let named = !self.verification.delegates.is_empty() || !self.imds.except.is_empty();
+        self.node_name.as_deref().filter(|_| named)
+    }
+
+    fn check_attribution(&self) -> Result<(), String> {
+        let named = [
+            ("--delegate", !self.verification.delegates.is_empty()),
+            ("--imds-except", !self.imds.except.is_empty()),
+        ];
+        if let Some((flag, _)) = named.iter().find(|(_, named)| *named && self.node_name.is_none()) {
+            return Err(format!(
+                "{flag} needs --node-name: which pods run as that service account is had by the node's name"
+            ));
+        }
+        if self.imds.mode == Imds::RefusePods && self.verification.mode == Verify::Off {
+            return Err(
+                "--imds refuse-pods needs the kernel programs, which --verify off leaves out: choose audit"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 
     /// Two listeners on one address and port would let only the first of them start, and not say why.

@@ -18,8 +18,12 @@ pub mod eks_auth;
 pub mod link;
 pub mod logging;
 pub mod metrics;
+pub mod node_pods;
+pub mod pods;
 pub mod reject;
 pub mod request;
 pub mod server;
+mod sockopt;
 #[cfg(test)]
 mod testing;
+pub mod upkeep;

@@ -1,8 +1,11 @@
 //! The metric families, and the official agent's three under their old names.
 
+mod pods;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use agent_ebpf::Counters;
 use hyper::StatusCode;
 use prometheus::core::Collector;
 use prometheus::{
@@ -10,10 +13,15 @@ use prometheus::{
     TextEncoder,
 };
 
+pub use self::pods::PodSample;
+use crate::attribute::probe::LostEvents;
+use crate::attribute::{Attribution, Caller};
 use crate::authenticate::keys::FetchCounts;
+use crate::authorize::Verdict;
 use crate::credentials::{Census, Purpose, ServedFrom};
 use crate::eks_auth::Failure;
 use crate::reject::Rejection;
+use crate::server::CapOf;
 
 /// From a cached answer (tens of microseconds) to the longest wait for EKS Auth.
 const SECONDS: [f64; 14] =
@@ -47,7 +55,18 @@ pub struct Metrics {
     jwks_fetches: IntCounterVec,
     connections: IntGauge,
     connections_accepted: IntCounter,
-    connections_refused: IntCounter,
+    connections_refused: IntCounterVec,
+    attributed: IntCounterVec,
+    // What every connection and every request counts is resolved once.
+    attributed_ok: IntCounter,
+    compared: IntCounterVec,
+    compared_same_pod: IntCounter,
+    attribution: IntGaugeVec,
+    probe_lost: IntCounterVec,
+    links_mended: IntCounter,
+    connects: IntCounterVec,
+    imds_connects: IntCounterVec,
+    pods_left_out: IntGauge,
     listener_bound: IntGaugeVec,
 }
 
@@ -59,6 +78,17 @@ pub struct Snapshot {
     pub jwks_keys: usize,
     pub jwks_age: Option<Duration>,
     pub jwks_fetches: FetchCounts,
+    /// What was counted in the kernel, where programs are there to count.
+    pub kernel: Option<Kernel>,
+    /// None with `--pod-metrics off`.
+    pub pods: Option<(Vec<PodSample>, usize)>,
+}
+
+/// What the kernel programs counted, over all pods.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    pub node: Counters,
+    pub lost: LostEvents,
 }
 
 /// One connection, counted as long as it is held.
@@ -94,6 +124,19 @@ impl Metrics {
             "pod_identity_cache_state",
             "Requests that found credentials at hand (hit) or not (miss) (the official agent's name).",
             &["state"],
+        )?;
+        let attributed = counters(
+            r,
+            "podcred_connections_attributed_total",
+            "Connections by what the kernel says of their caller: pod, or why it is not known.",
+            &["result"],
+        )?;
+        let compared = counters(
+            r,
+            "podcred_callers_compared_total",
+            "Requests with a good token by what the kernel says of its bearer: same_pod, delegate, other_pod, other_node, \
+             unattributed, delegates_unknown, or not_compared (--verify off).",
+            &["result"],
         )?;
         let build = gauges(r, "podcred_build_info", "1, labelled with the running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -187,11 +230,53 @@ impl Metrics {
             )?,
             connections: gauge(r, "podcred_connections", "Open connections of pods.")?,
             connections_accepted: counter(r, "podcred_connections_accepted_total", "Connections accepted.")?,
-            connections_refused: counter(
+            connections_refused: counters(
                 r,
                 "podcred_connections_refused_total",
-                "Connections closed at once because --max-connections were open and none of them idle.",
+                "Connections closed at once because as many were open as may, and none of them idle, by whose cap it \
+                 was: node (--max-connections) or pod (--pod-connections).",
+                &["cap_of"],
             )?,
+            attributed_ok: attributed.with_label_values(&["pod"]),
+            attributed,
+            attribution: gauges(
+                r,
+                "podcred_attribution",
+                "1 for what this node attributes connections by: probe, proc, inet_diag, none, or off (--verify off).",
+                &["source"],
+            )?,
+            probe_lost: counters(
+                r,
+                "podcred_probe_lost_total",
+                "What had no room in a map of the kernel programs: pending (connections not attributed), counters (numbers \
+                 of a pod), namespaces (pods behind a trusted proxy).",
+                &["what"],
+            )?,
+            links_mended: counter(
+                r,
+                "podcred_probe_links_mended_total",
+                "Kernel programs that somebody had detached and that were attached again.",
+            )?,
+            connects: counters(
+                r,
+                "podcred_connects_total",
+                "All pods' connects to the agent as the kernel saw them end: established, refused, timed_out, or \
+                 unattributed (established, but beyond what may be pending of one pod).",
+                &["result"],
+            )?,
+            imds_connects: counters(
+                r,
+                "podcred_imds_connects_total",
+                "All pods' connects to IMDS: attempted, established, or refused by --imds refuse-pods.",
+                &["result"],
+            )?,
+            pods_left_out: gauge(
+                r,
+                "podcred_pods_left_out",
+                "Pods that /metrics does not tell apart because there are more than --pod-metrics-max.",
+            )?,
+            compared_same_pod: compared.with_label_values(&["same_pod"]),
+            compared,
             listener_bound: gauges(
                 r,
                 "podcred_listener_bound",
@@ -209,8 +294,38 @@ impl Metrics {
         Connected(self.connections.clone())
     }
 
-    pub fn connection_refused(&self) {
-        self.connections_refused.inc();
+    pub fn connection_refused(&self, full: CapOf) {
+        self.connections_refused.with_label_values(&[full.label()]).inc();
+    }
+
+    pub fn attributed(&self, caller: &Caller) {
+        match caller {
+            Ok(_) => self.attributed_ok.inc(),
+            Err(reason) => self.attributed.with_label_values(&[reason.label()]).inc(),
+        }
+    }
+
+    /// `source` is what this node attributes connections by.
+    pub fn attribution(&self, source: &str) {
+        for one in Attribution::SOURCES {
+            self.attribution.with_label_values(&[one]).set(i64::from(one == source));
+        }
+    }
+
+    pub fn link_mended(&self) {
+        self.links_mended.inc();
+    }
+
+    pub fn compared(&self, verdict: &Verdict) {
+        match verdict {
+            Verdict::SamePod => self.compared_same_pod.inc(),
+            Verdict::NotCompared
+            | Verdict::Delegate
+            | Verdict::OtherPod(_)
+            | Verdict::DelegatesUnknown
+            | Verdict::OtherNode
+            | Verdict::Unattributed(_) => self.compared.with_label_values(&[verdict.label()]).inc(),
+        }
     }
 
     pub fn listener(&self, address: &str, bound: bool) {
@@ -248,6 +363,12 @@ impl Metrics {
             | Rejection::MethodNotAllowed
             | Rejection::HeadersTooLarge
             | Rejection::WrongHost
+            | Rejection::Unattributed(_)
+            | Rejection::OtherPod { .. }
+            | Rejection::DelegatesUnknown
+            | Rejection::OtherNode { .. }
+            | Rejection::TooManyWaiting
+            | Rejection::TooManyFailures
             | Rejection::CannotEnforce => {}
         }
     }
@@ -259,6 +380,32 @@ impl Metrics {
         if let Some(failure) = failure {
             let code = failure.status().map_or_else(|| "none".to_owned(), |status| status.to_string());
             self.official_cache_errors.with_label_values(&[failure.label(), &code]).inc();
+        }
+    }
+
+    fn count_kernel(&self, kernel: &Kernel) {
+        let node = &kernel.node;
+        for (result, total) in [
+            ("established", node.established),
+            ("refused", node.refused),
+            ("timed_out", node.timed_out),
+            ("unattributed", node.pending_full),
+        ] {
+            catch_up(&self.connects.with_label_values(&[result]), total);
+        }
+        for (result, total) in [
+            ("attempted", node.imds_connects),
+            ("established", node.imds_established),
+            ("refused", node.imds_refused),
+        ] {
+            catch_up(&self.imds_connects.with_label_values(&[result]), total);
+        }
+        for (what, total) in [
+            ("counters", kernel.lost.counters),
+            ("pending", kernel.lost.pending),
+            ("namespaces", kernel.lost.namespaces),
+        ] {
+            catch_up(&self.probe_lost.with_label_values(&[what]), total);
         }
     }
 
@@ -280,7 +427,17 @@ impl Metrics {
         catch_up(&self.tokens_verified, snapshot.tokens_verified);
         catch_up(&self.jwks_fetches.with_label_values(&["ok"]), snapshot.jwks_fetches.ok);
         catch_up(&self.jwks_fetches.with_label_values(&["failed"]), snapshot.jwks_fetches.failed);
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        if let Some(kernel) = &snapshot.kernel {
+            self.count_kernel(kernel);
+        }
+        let (told_apart, left_out) = match &snapshot.pods {
+            Some((samples, most)) => pods::within(samples.clone(), *most),
+            None => (Vec::new(), 0),
+        };
+        self.pods_left_out.set(whole(left_out as u64));
+        let mut families = self.registry.gather();
+        families.extend(pods::families(&told_apart));
+        TextEncoder::new().encode_to_string(&families)
     }
 }
 

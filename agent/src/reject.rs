@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Serialize;
 
+use crate::attribute::Unattributed;
 use crate::authenticate::token::TokenError;
 use crate::claims::Claims;
 use crate::eks_auth::{Failure, Refusal, RefusalKind};
@@ -21,6 +22,25 @@ pub enum Rejection {
         error: TokenError,
         pod: Option<Arc<Claims>>,
     },
+    /// The kernel cannot tell which pod is calling, and that is not allowed here.
+    Unattributed(Unattributed),
+    /// The token is another pod's than the one that connected.
+    OtherPod {
+        /// The UID of the pod that connected.
+        caller: Arc<str>,
+        /// Whose token it is, where that was verified.
+        pod: Option<Arc<Claims>>,
+    },
+    /// Another pod's token, and nobody knows yet whether the caller is a delegate.
+    DelegatesUnknown,
+    /// The token is for a pod of another node.
+    OtherNode {
+        pod: Option<Arc<Claims>>,
+    },
+    /// This pod has too many requests waiting.
+    TooManyWaiting,
+    /// This pod has presented too many bad tokens.
+    TooManyFailures,
     /// EKS Auth's own word, passed on.
     Upstream {
         refusal: Refusal,
@@ -50,14 +70,23 @@ impl Rejection {
             Rejection::NotFound => StatusCode::NOT_FOUND,
             Rejection::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Rejection::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Rejection::WrongHost => StatusCode::FORBIDDEN,
+            Rejection::WrongHost | Rejection::OtherPod { .. } | Rejection::OtherNode { .. } => {
+                StatusCode::FORBIDDEN
+            }
+            // Rust, Go and Java never retry a 403, so what may pass is none.
+            Rejection::Unattributed(reason) if reason.is_passing() => StatusCode::SERVICE_UNAVAILABLE,
+            Rejection::Unattributed(_) => StatusCode::FORBIDDEN,
             // It may be good: nobody could find out.
             Rejection::Token { error: TokenError::KeysUnavailable, .. } => StatusCode::SERVICE_UNAVAILABLE,
             Rejection::Token { .. } => StatusCode::BAD_REQUEST,
             Rejection::Upstream { refusal, .. } => {
                 StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST)
             }
-            Rejection::CannotEnforce | Rejection::NotYet { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Rejection::CannotEnforce
+            | Rejection::DelegatesUnknown
+            | Rejection::TooManyWaiting
+            | Rejection::TooManyFailures
+            | Rejection::NotYet { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -69,6 +98,13 @@ impl Rejection {
             Rejection::HeadersTooLarge => "headers_too_large",
             Rejection::WrongHost => "wrong_host",
             Rejection::CannotEnforce => "cannot_enforce",
+            Rejection::Unattributed(reason) if reason.is_passing() => "unattributed_for_now",
+            Rejection::Unattributed(_) => "unattributed",
+            Rejection::OtherPod { .. } => "other_pod",
+            Rejection::DelegatesUnknown => "delegates_unknown",
+            Rejection::OtherNode { .. } => "other_node",
+            Rejection::TooManyWaiting => "too_many_waiting",
+            Rejection::TooManyFailures => "too_many_failures",
             Rejection::Token { error, .. } => error.reason(),
             Rejection::Upstream { refusal, .. } => refusal.kind.label(),
             Rejection::NotYet { last: None, .. } => "eks_auth_slow",
@@ -80,12 +116,18 @@ impl Rejection {
     pub fn pod(&self) -> Option<&Claims> {
         match self {
             Rejection::Token { pod, .. }
+            | Rejection::OtherPod { pod, .. }
+            | Rejection::OtherNode { pod }
             | Rejection::Upstream { pod, .. }
             | Rejection::NotYet { pod, .. } => pod.as_deref(),
             Rejection::NotFound
             | Rejection::MethodNotAllowed
             | Rejection::HeadersTooLarge
             | Rejection::WrongHost
+            | Rejection::Unattributed(_)
+            | Rejection::DelegatesUnknown
+            | Rejection::TooManyWaiting
+            | Rejection::TooManyFailures
             | Rejection::CannotEnforce => None,
         }
     }
@@ -104,8 +146,16 @@ impl Rejection {
             Rejection::HeadersTooLarge => "HeadersTooLarge",
             Rejection::WrongHost => "WrongHost",
             Rejection::Token { error, .. } => error.code(),
+            Rejection::Unattributed(reason) if reason.is_passing() => "ServiceUnavailable",
+            Rejection::Unattributed(_) => "UnknownCaller",
+            Rejection::OtherPod { .. } => "TokenOfAnotherPod",
+            Rejection::OtherNode { .. } => "TokenOfAnotherNode",
             Rejection::Upstream { refusal, .. } => &refusal.code,
-            Rejection::CannotEnforce | Rejection::NotYet { .. } => "ServiceUnavailable",
+            Rejection::CannotEnforce
+            | Rejection::DelegatesUnknown
+            | Rejection::TooManyWaiting
+            | Rejection::TooManyFailures
+            | Rejection::NotYet { .. } => "ServiceUnavailable",
         }
     }
 
@@ -120,8 +170,43 @@ impl Rejection {
                                      [fd00:ec2::23]. Requests that reached it by another name are refused."
                 .to_owned(),
             Rejection::CannotEnforce => {
-                "This agent was told to verify callers (--verify enforce) and has no kernel attribution to do it by; \
-                 its operator must choose audit or off."
+                "This agent was told to verify callers (--verify enforce), and this node has no working kernel \
+                 attribution to do it by: `podcred doctor` says why and what to do."
+                    .to_owned()
+            }
+            Rejection::Unattributed(reason) => {
+                format!(
+                    "This agent answers pods that the kernel knows (--verify-unattributed deny), and the pod that opened \
+                     this connection is not known: {reason}."
+                )
+            }
+            Rejection::OtherPod { caller, pod } => format!(
+                "The pod with the UID {caller} opened this connection, and {} is another pod's: a token is good for its \
+                 own pod only. Whoever put it there should know; if that pod is a driver that presents other pods' \
+                 tokens, the node's operator names its service account with --delegate.",
+                match pod {
+                    Some(pod) => format!("the token of {}", subject(Some(pod))),
+                    None => "this token".to_owned(),
+                }
+            ),
+            Rejection::DelegatesUnknown => {
+                "This token is another pod's, and whether its bearer is a delegate is not known before the API server \
+                 has listed this node's pods; ask again."
+                    .to_owned()
+            }
+            Rejection::OtherNode { pod } => format!(
+                "{} belongs to a pod of another node than this one: a token is good on its pod's node only.",
+                match pod {
+                    Some(pod) => format!("The token of {}", subject(Some(pod))),
+                    None => "This token".to_owned(),
+                }
+            ),
+            Rejection::TooManyWaiting => {
+                "As many requests of this pod wait for an answer as may (--pod-waiting); ask again when one is answered."
+                    .to_owned()
+            }
+            Rejection::TooManyFailures => {
+                "This pod presented more bad tokens in a second than are looked at (--pod-failures); ask again later."
                     .to_owned()
             }
             Rejection::Token { error, pod: None } => error.to_string(),
@@ -192,7 +277,18 @@ pub fn table() -> String {
     table += &not_yet(None);
     table += &not_yet(Some(Failure::Throttled { message: "".into() }));
     table += &not_yet(Some(Failure::Unavailable { message: "…".into() }));
-    table += &own(&Rejection::CannotEnforce);
+    for rejection in [
+        Rejection::OtherPod { caller: "…".into(), pod: None },
+        Rejection::DelegatesUnknown,
+        Rejection::OtherNode { pod: None },
+        Rejection::Unattributed(Unattributed::NoRecord),
+        Rejection::Unattributed(Unattributed::NotYetKnown),
+        Rejection::CannotEnforce,
+        Rejection::TooManyWaiting,
+        Rejection::TooManyFailures,
+    ] {
+        table += &own(&rejection);
+    }
     table
 }
 

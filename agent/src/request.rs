@@ -1,46 +1,50 @@
 //! One request, from its headers to its answer.
 //!
-//! The steps stand in `Service::credentials_for`, each once, in order; any of them may end it with a [`Rejection`].
+//! Who is calling was asked when the connection came. The other steps stand in `Service::credentials_for`, each once, in order; any of them may end it with a [`Rejection`].
 
-use std::collections::HashMap;
+mod logged;
+
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response};
-use tokio::time::Instant;
 
-use crate::authenticate::Authenticator;
+pub use self::logged::Logged;
+use crate::attribute::{Attribution, Caller};
 use crate::authenticate::token::TokenError;
-use crate::authorize::{Authorized, authorize, check_host};
+use crate::authenticate::{Authenticated, Authenticator};
+use crate::authorize::{Authorized, Policy, Verdict, authorize, check_host};
 use crate::clock::{Clock, Now};
-use crate::config::{Sharing, Verify};
+use crate::config::Verify;
 use crate::credentials::{Credentials, Issued, ServedFrom};
 use crate::metrics::Metrics;
+use crate::pods::{Pod, Pods, Waiting};
 use crate::reject::Rejection;
 
 const PATH: &str = "/v1/credentials";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub(crate) const HEADER_BLOCK: usize = 32 * 1024;
-/// A pod with a broken token asks every second; its owner needs one line, not a flood.
-const ONE_LINE_IN: Duration = Duration::from_secs(60);
-const KEPT_LINES: usize = 1_024;
 
-/// The ends of the connection that a request came in on.
-#[derive(Clone, Copy, Debug)]
-pub struct Ends {
+/// The connection that a request came in on.
+#[derive(Debug)]
+pub struct Connection {
     pub peer: SocketAddr,
     pub local: IpAddr,
+    pub caller: Caller,
+    /// The caller's entry among the pods, where there is a caller.
+    pub pod: Option<Arc<Pod>>,
 }
 
 #[derive(Debug)]
 pub struct Service {
     pub authenticator: Authenticator,
-    pub sharing: Sharing,
-    pub verify: Verify,
+    pub attribution: Attribution,
+    pub pods: Pods,
+    pub policy: Policy,
     pub credentials: Credentials,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -48,20 +52,22 @@ pub struct Service {
 }
 
 impl Service {
-    pub async fn respond<B>(&self, request: &Request<B>, ends: Ends) -> Response<Full<Bytes>> {
+    pub async fn respond<B>(&self, request: &Request<B>, connection: &Connection) -> Response<Full<Bytes>> {
         let asked = self.clock.now();
-        let result = self.credentials_for(request, ends, asked).await;
+        let result = self.credentials_for(request, connection, asked).await;
         let answered = self.clock.now();
         let took = answered.mono.saturating_duration_since(asked.mono);
         match result {
             Ok((issued, from)) => {
                 self.metrics.served(from, took);
+                count(connection, |pod| &pod.served);
                 ok(issued.body.clone())
             }
             Err(rejection) => {
                 let response = refusal(&rejection);
                 self.metrics.rejected(&rejection, response.status(), took);
-                self.logged.rejected(&rejection, ends.peer, answered);
+                count(connection, |pod| &pod.refused);
+                self.logged.rejected(&rejection, connection.peer, answered);
                 response
             }
         }
@@ -70,27 +76,74 @@ impl Service {
     async fn credentials_for<B>(
         &self,
         request: &Request<B>,
-        ends: Ends,
+        connection: &Connection,
         now: Now,
     ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
         route(request)?;
         bound_headers(request.headers())?;
-        check_host(host(request), ends.local)?;
-        if self.verify == Verify::Enforce {
+        check_host(host(request), connection.local)?;
+        if self.policy.verify == Verify::Enforce && !self.attribution.can_enforce() {
             return Err(Rejection::CannotEnforce);
         }
+        let _place = place_among_the_waiting(connection)?;
         let token = the_token(request.headers())?;
-        let authenticated = self.authenticator.authenticate(token, now).await;
-        let authenticated = authenticated.map_err(|error| self.token_refused(error, token))?;
-        match authorize(authenticated, &self.sharing) {
+        let authenticated = self.authenticate(connection, token, now).await?;
+        let (verdict, authorized) = authorize(&connection.caller, authenticated, &self.policy);
+        self.compared(connection, &verdict, token, now);
+        match authorized? {
             Authorized::Checked(permit) => self.credentials.get(&permit, token, now).await,
             Authorized::Unchecked(permit) => self.credentials.get_unchecked(&permit, token, now).await,
         }
     }
 
-    /// A token that was verified once, and has expired since, still says whose it was.
-    fn token_refused(&self, error: TokenError, token: &[u8]) -> Rejection {
-        Rejection::Token { error, pod: self.authenticator.pod_of(token) }
+    /// A pod that presents bad tokens by the hundred has only its good ones looked at.
+    async fn authenticate(
+        &self,
+        connection: &Connection,
+        token: &[u8],
+        now: Now,
+    ) -> Result<Authenticated, Rejection> {
+        let pod = connection.pod.as_deref();
+        if pod.is_some_and(|pod| !pod.may_fail(now)) && self.authenticator.pod_of(token).is_none() {
+            return Err(Rejection::TooManyFailures);
+        }
+        match self.authenticator.authenticate(token, now).await {
+            Ok(authenticated) => {
+                if let (Some(pod), Authenticated::Verified(claims, _)) = (pod, &authenticated) {
+                    pod.learn_name(claims);
+                }
+                Ok(authenticated)
+            }
+            Err(error) => {
+                if let Some(pod) = pod.filter(|_| !matches!(error, TokenError::KeysUnavailable)) {
+                    pod.failed(now);
+                }
+                // A token that was verified once, and has expired since, still says whose it was.
+                Err(Rejection::Token { error, pod: self.authenticator.pod_of(token) })
+            }
+        }
+    }
+
+    fn compared(&self, connection: &Connection, verdict: &Verdict, token: &[u8], now: Now) {
+        self.metrics.compared(verdict);
+        let (Verdict::OtherPod(caller), Some(claims)) = (verdict, self.authenticator.pod_of(token)) else {
+            return;
+        };
+        let name = connection.pod.as_deref().and_then(Pod::claims);
+        self.logged.other_pod(caller, name.map(|name| &**name), &claims, now);
+    }
+}
+
+fn place_among_the_waiting(connection: &Connection) -> Result<Option<Waiting<'_>>, Rejection> {
+    match connection.pod.as_deref() {
+        Some(pod) => pod.wait().map(Some).ok_or(Rejection::TooManyWaiting),
+        None => Ok(None),
+    }
+}
+
+fn count(connection: &Connection, counter: impl Fn(&Pod) -> &AtomicU64) {
+    if let Some(pod) = &connection.pod {
+        counter(pod).fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -150,62 +203,4 @@ fn refusal(rejection: &Rejection) -> Response<Full<Bytes>> {
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
-}
-
-/// One log line for each reason and pod in a minute; the metric has the numbers.
-#[derive(Debug, Default)]
-pub struct Logged {
-    last: Mutex<HashMap<About, Instant>>,
-}
-
-/// A reason, and the pod's UID where it was verified.
-type About = (&'static str, Option<Arc<str>>);
-
-impl Logged {
-    fn rejected(&self, rejection: &Rejection, peer: SocketAddr, now: Now) {
-        let reason = rejection.reason();
-        let pod = rejection.pod();
-        if !self.is_due((reason, pod.map(|pod| Arc::clone(&pod.pod_uid))), now) {
-            return;
-        }
-        tracing::warn!(
-            event = "request_refused",
-            reason,
-            status = rejection.status().as_u16(),
-            peer = %peer.ip(),
-            namespace = pod.map(|pod| &*pod.namespace),
-            service_account = pod.map(|pod| &*pod.service_account),
-            pod = pod.map(|pod| &*pod.pod_name),
-            "refused; for a minute further ones like it are counted in podcred_requests_total only"
-        );
-    }
-
-    pub(crate) fn accept_failed(&self, error: &std::io::Error, now: Now) {
-        if self.is_due(("accept_failed", None), now) {
-            tracing::warn!(event = "accept_failed", %error, "a connection could not be accepted");
-        }
-    }
-
-    pub(crate) fn connection_refused(&self, now: Now) {
-        if self.is_due(("connection_refused", None), now) {
-            tracing::warn!(
-                event = "connections_full",
-                "connections are refused: --max-connections are open, and all of them wait for an answer"
-            );
-        }
-    }
-
-    fn is_due(&self, about: About, now: Now) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = |at: &Instant| now.mono.saturating_duration_since(*at) < ONE_LINE_IN;
-        if last.get(&about).is_some_and(recent) {
-            return false;
-        }
-        // Only verified pods are told apart, so this stays small; what is over is dropped before it grows.
-        if last.len() >= KEPT_LINES {
-            last.retain(|_, at| recent(at));
-        }
-        last.insert(about, now.mono);
-        true
-    }
 }

@@ -5,6 +5,7 @@ mod connections;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::connections::CapOf;
 use self::connections::{Connections, Place};
 use crate::metrics::Connected;
-use crate::request::{Ends, HEADER_BLOCK, Service};
+use crate::request::{Connection, HEADER_BLOCK, Service};
+use crate::sockopt;
 
 /// A client that has not sent its headers by then is stuck or hostile. Idle keep-alive connections end by it too.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
@@ -37,8 +40,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A listening socket on the given address.
 ///
 /// Without `SO_REUSEPORT`, by which another root process could share the port and collect tokens, and without
-/// `TCP_DEFER_ACCEPT`, which would break the kernel's attribution of connections to pods.
-pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+/// `TCP_DEFER_ACCEPT`, which would break the kernel's attribution of connections to pods. `prepare` is given the socket
+/// before any connection can come in on it.
+pub fn listen(
+    address: SocketAddr,
+    prepare: impl FnOnce(BorrowedFd<'_>, SocketAddr) -> std::io::Result<()>,
+) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -48,7 +55,10 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_tcp_user_timeout(Some(ANSWER_TAKEN_WITHIN))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    let address = socket.local_addr()?.as_socket().unwrap_or(address);
+    prepare(socket.as_fd(), address)?;
     socket.listen(BACKLOG)?;
+    sockopt::without_fast_open(&socket)?;
     TcpListener::from_std(socket.into())
 }
 
@@ -61,7 +71,7 @@ pub async fn serve(
     cancel: CancellationToken,
 ) {
     let tracker = TaskTracker::new();
-    let connections = Connections::new(max_connections);
+    let connections = Connections::new(max_connections, service.pods.limits().connections);
     let accepting = TaskTracker::new();
     for listener in listeners {
         let tracker = tracker.clone();
@@ -128,21 +138,27 @@ async fn accept(
                 continue;
             }
         };
-        let Some(place) = connections.admit(now) else {
-            service.metrics.connection_refused();
-            service.logged.connection_refused(now);
-            continue;
-        };
         let Ok(local) = stream.local_addr() else { continue };
-        let ends = Ends { peer, local: local.ip().to_canonical() };
+        let caller = service.attribution.caller(&stream, peer, local);
+        service.metrics.attributed(&caller);
+        let pod = caller.as_ref().ok().map(|workload| service.pods.of(workload));
+        let place = match connections.admit(pod.clone(), now) {
+            Ok(place) => place,
+            Err(full) => {
+                service.metrics.connection_refused(full);
+                service.logged.connection_refused(full, pod.as_deref(), now);
+                continue;
+            }
+        };
+        let connection = Connection { peer, local: local.ip().to_canonical(), caller, pod };
         let connected = service.metrics.connected();
-        tracker.spawn(connection(stream, ends, Arc::clone(&service), place, connected, cancel.clone()));
+        tracker.spawn(serve_one(stream, connection, Arc::clone(&service), place, connected, cancel.clone()));
     }
 }
 
-async fn connection(
+async fn serve_one(
     stream: TcpStream,
-    ends: Ends,
+    connection: Connection,
     service: Arc<Service>,
     place: Place,
     _connected: Connected,
@@ -150,7 +166,7 @@ async fn connection(
 ) {
     let respond = service_fn(async |request| {
         place.busy();
-        let response = service.respond(&request, ends).await;
+        let response = service.respond(&request, &connection).await;
         // From here on it is the client's turn, also to take this answer.
         place.idle(service.clock.now());
         Ok::<_, Infallible>(response)
@@ -172,6 +188,6 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(event = "connection_failed", peer = %ends.peer, %error, "a connection ended early");
+        tracing::debug!(event = "connection_failed", peer = %connection.peer, %error, "a connection ended early");
     }
 }

@@ -1,7 +1,9 @@
 //! What podcred is tested against.
 //!
 //! [`eks`] is a simulated EKS: everything of AWS that a pod's credentials depend on, on one loopback address.
+//! [`node`] is a simulated node: the cgroups and network namespaces of its pods.
 #![forbid(unsafe_code)]
 
 mod clock;
 pub mod eks;
+pub mod node;

@@ -13,7 +13,7 @@ use crate::testing::{Loopback, answer};
 async fn authenticator(issuer: &Loopback) -> Authenticator {
     let source = KeySource::of_issuer(&issuer.url).unwrap();
     let http = source.client().unwrap();
-    Authenticator::new(ISSUER.to_owned(), Arc::new(Keys::new(source, http)), 100)
+    Authenticator::new(ISSUER.to_owned(), Arc::new(Keys::new(source, http)), 100, 4)
 }
 
 async fn publishing(keys: &[&SigningKey]) -> Loopback {
@@ -130,7 +130,7 @@ async fn no_cache_of_verified_tokens_means_that_each_is_verified_again() {
     let issuer = publishing(&[&KEY]).await;
     let source = KeySource::of_issuer(&issuer.url).unwrap();
     let keys = Arc::new(Keys::new(source.clone(), source.client().unwrap()));
-    let authenticator = Authenticator::new(ISSUER.to_owned(), keys, 0);
+    let authenticator = Authenticator::new(ISSUER.to_owned(), keys, 0, 4);
     for times in 1..=2 {
         authenticator.authenticate(KEY.token().as_bytes(), at(NOW)).await.unwrap();
         assert_eq!(authenticator.tokens_verified(), times);
@@ -151,7 +151,7 @@ async fn tokens_of_the_simulated_eks_pass() {
     let eks = SimulatedEks::start(Config::default()).await.unwrap();
     let source = KeySource::of_issuer(eks.issuer()).unwrap();
     let keys = Arc::new(Keys::new(source.clone(), source.client().unwrap()));
-    let authenticator = Authenticator::new(eks.issuer().to_owned(), keys, 100);
+    let authenticator = Authenticator::new(eks.issuer().to_owned(), keys, 100, 4);
     let now = Clock::default().now();
 
     let minted = eks.mint(PodToken::new("shop", "checkout", "checkout-1").node_name("node-1"));
@@ -231,4 +231,32 @@ proptest! {
         prop_assert!(matches!(good, Ok(Authenticated::Verified(..))));
         prop_assert!(result.is_err(), "{:?}", result);
     }
+}
+
+#[tokio::test]
+async fn a_pod_with_many_tokens_pushes_out_its_own_and_nobody_elses() {
+    let issuer = publishing(&[&KEY]).await;
+    let authenticator = authenticator(&issuer).await;
+    let token = |pod: &str, number: u64| {
+        let mut payload = payload();
+        payload["kubernetes.io"]["pod"]["uid"] = json!(pod);
+        payload["iat"] = json!(NOW - number);
+        KEY.sign(&header(KEY.key_id), &payload)
+    };
+    let knows = |token: &str| authenticator.pod_of(token.as_bytes()).is_some();
+    let quiet = token("quiet", 0);
+    authenticator.authenticate(quiet.as_bytes(), at(NOW)).await.unwrap();
+    let many: Vec<String> = (0..20).map(|number| token("greedy", number)).collect();
+    for token in &many {
+        // Twice: a token that is known already takes no second place.
+        for _ in 0..2 {
+            authenticator.authenticate(token.as_bytes(), at(NOW)).await.unwrap();
+        }
+    }
+    assert!(knows(&quiet));
+    assert_eq!(
+        many.iter().map(|token| knows(token)).collect::<Vec<_>>(),
+        [vec![false; 16], vec![true; 4]].concat()
+    );
+    assert_eq!(authenticator.tokens_verified(), 21);
 }

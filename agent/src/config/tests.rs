@@ -65,7 +65,7 @@ fn podcreds_own_defaults_are_those_of_the_readme() {
     assert_eq!(config.eks_auth_wait, Duration::from_millis(1800));
     assert_eq!(config.revalidate_after, Duration::from_secs(60));
     assert_eq!(config.shutdown_grace, Duration::from_secs(10));
-    assert_eq!((config.workers, config.max_connections, config.verify), (2, 4096, Verify::Audit));
+    assert_eq!((config.workers, config.max_connections, config.verification.mode), (2, 4096, Verify::Audit));
     assert_eq!(config.control_socket, Path::new("/run/podcred/control.sock"));
 }
 

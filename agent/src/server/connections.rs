@@ -1,20 +1,39 @@
 //! The open connections, and which of them makes room for a new one.
 //!
 //! Whoever opens connections and leaves them lying pays with the oldest of their own: a pod that asks and goes is never
-//! the longest idle.
+//! the longest idle. A pod that the kernel knows has a cap of its own; what it cannot tell is bounded by the node's.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::clock::Now;
+use crate::pods::Pod;
 
 #[derive(Debug)]
 pub(super) struct Connections {
     max: usize,
+    max_of_a_pod: usize,
     open: Mutex<Open>,
+}
+
+/// Whose cap was reached with all connections waiting for an answer; a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapOf {
+    Node,
+    Pod,
+}
+
+impl CapOf {
+    pub fn label(self) -> &'static str {
+        match self {
+            CapOf::Node => "node",
+            CapOf::Pod => "pod",
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +44,7 @@ struct Open {
 
 #[derive(Debug)]
 struct Slot {
+    pod: Option<Arc<Pod>>,
     /// None while a request is being answered.
     idle_since: Mutex<Option<Instant>>,
     close: Notify,
@@ -39,26 +59,50 @@ pub(super) struct Place {
 }
 
 impl Connections {
-    pub(super) fn new(max: usize) -> Arc<Self> {
-        Arc::new(Connections { max, open: Mutex::default() })
+    pub(super) fn new(max: usize, max_of_a_pod: usize) -> Arc<Self> {
+        Arc::new(Connections { max, max_of_a_pod, open: Mutex::default() })
     }
 
-    /// A place for a new connection. At the cap the one that has been idle longest is told to close; with all of
-    /// them waiting for an answer there is none.
-    pub(super) fn admit(self: &Arc<Self>, now: Now) -> Option<Place> {
+    /// A place for a new connection. At a cap the one that has been idle longest is told to close, of this pod or of
+    /// all; with all of them waiting for an answer there is none.
+    pub(super) fn admit(self: &Arc<Self>, pod: Option<Arc<Pod>>, now: Now) -> Result<Place, CapOf> {
         let mut open = lock(&self.open);
+        // The pod's number changes under this lock only.
+        if let Some(pod) = &pod
+            && pod.connections.load(Ordering::Relaxed) >= self.max_of_a_pod
+        {
+            let of_this_pod = |slot: &Slot| slot.pod.as_ref().is_some_and(|other| Arc::ptr_eq(other, pod));
+            open.evict_longest_idle(of_this_pod).ok_or(CapOf::Pod)?;
+        }
         if open.slots.len() >= self.max {
-            let idle = open.slots.iter().filter_map(|(id, slot)| Some(((*lock(&slot.idle_since))?, *id)));
-            let (_, longest) = idle.min()?;
-            if let Some(slot) = open.slots.remove(&longest) {
-                slot.close.notify_one();
-            }
+            open.evict_longest_idle(|_| true).ok_or(CapOf::Node)?;
         }
         let id = open.next_id;
         open.next_id += 1;
-        let slot = Arc::new(Slot { idle_since: Mutex::new(Some(now.mono)), close: Notify::new() });
+        if let Some(pod) = &pod {
+            pod.connections.fetch_add(1, Ordering::Relaxed);
+        }
+        let slot = Arc::new(Slot { pod, idle_since: Mutex::new(Some(now.mono)), close: Notify::new() });
         open.slots.insert(id, Arc::clone(&slot));
-        Some(Place { id, slot, connections: Arc::clone(self) })
+        Ok(Place { id, slot, connections: Arc::clone(self) })
+    }
+}
+
+impl Open {
+    fn evict_longest_idle(&mut self, among: impl Fn(&Slot) -> bool) -> Option<()> {
+        let candidates = self.slots.iter().filter(|(_, slot)| among(slot));
+        let idle = candidates.filter_map(|(id, slot)| Some(((*lock(&slot.idle_since))?, *id)));
+        let (_, longest) = idle.min()?;
+        self.remove(longest)?.close.notify_one();
+        Some(())
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Arc<Slot>> {
+        let slot = self.slots.remove(&id)?;
+        if let Some(pod) = &slot.pod {
+            pod.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        Some(slot)
     }
 }
 
@@ -79,7 +123,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.connections.open).slots.remove(&self.id);
+        // One that was evicted has been removed already.
+        lock(&self.connections.open).remove(self.id);
     }
 }
 
@@ -94,7 +139,10 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::attribute::Workload;
     use crate::clock::Clock;
+    use crate::config::{PodLimits, Switch};
+    use crate::pods::Pods;
 
     fn later(now: Now, seconds: u64) -> Now {
         Now { mono: now.mono + Duration::from_secs(seconds), ..now }
@@ -103,22 +151,69 @@ mod tests {
     #[tokio::test]
     async fn at_the_cap_the_longest_idle_makes_room_and_the_busy_stay() {
         let start = Clock::default().now();
-        let connections = Connections::new(3);
-        let busy = connections.admit(start).expect("room");
+        let connections = Connections::new(3, 2);
+        let busy = connections.admit(None, start).expect("room");
         busy.busy();
-        let idle = connections.admit(later(start, 1)).expect("room");
-        let recent = connections.admit(later(start, 0)).expect("room");
+        let idle = connections.admit(None, later(start, 1)).expect("room");
+        let recent = connections.admit(None, later(start, 0)).expect("room");
         recent.idle(later(start, 2));
 
-        let new = connections.admit(later(start, 3)).expect("the longest idle makes room");
+        let new = connections.admit(None, later(start, 3)).expect("the longest idle makes room");
         assert!(idle.evicted().now_or_never().is_some());
         assert!(busy.evicted().now_or_never().is_none() && recent.evicted().now_or_never().is_none());
         // The evicted one gives back nothing that was not its own.
         drop(idle);
         new.busy();
         recent.busy();
-        assert!(connections.admit(later(start, 4)).is_none(), "all three wait for an answer");
+        assert_eq!(
+            connections.admit(None, later(start, 4)).err(),
+            Some(CapOf::Node),
+            "all three wait for an answer"
+        );
         drop(busy);
-        assert!(connections.admit(later(start, 4)).is_some());
+        assert!(connections.admit(None, later(start, 4)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn at_its_own_cap_a_pod_pays_with_its_own_connections() {
+        let start = Clock::default().now();
+        let connections = Connections::new(100, 2);
+        let pods = Pods::new(PodLimits {
+            connections: 2,
+            waiting: 16,
+            failures: 50,
+            tokens: 4,
+            metrics: Switch::On,
+            metrics_max: 500,
+        });
+        let pod = |uid: &str| {
+            Some(pods.of(&Workload {
+                pod_uid: uid.into(),
+                container_id: None,
+                cgroup_id: 1,
+                tgid: 1,
+                netns: 1,
+                host_network: false,
+            }))
+        };
+        let nobody = connections.admit(None, start).expect("room");
+        let other = connections.admit(pod("other"), start).expect("room");
+        let first = connections.admit(pod("greedy"), later(start, 1)).expect("room");
+        let second = connections.admit(pod("greedy"), later(start, 2)).expect("room");
+        let third = connections.admit(pod("greedy"), later(start, 3)).expect("its longest idle makes room");
+        assert!(first.evicted().now_or_never().is_some());
+        for left_alone in [&nobody, &other, &second] {
+            assert!(left_alone.evicted().now_or_never().is_none());
+        }
+        second.busy();
+        third.busy();
+        assert_eq!(connections.admit(pod("greedy"), later(start, 4)).err(), Some(CapOf::Pod));
+        assert!(connections.admit(pod("other"), later(start, 4)).is_ok());
+        drop((first, second, third));
+        assert_eq!(
+            pod("greedy").expect("a pod").connections.load(Ordering::Relaxed),
+            0,
+            "what was evicted is counted once"
+        );
     }
 }

@@ -1,0 +1,107 @@
+//! What went wrong with requests and connections, in the log.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::attribute::Workload;
+use crate::claims::Claims;
+use crate::clock::Now;
+use crate::pods::Pod;
+use crate::reject::Rejection;
+use crate::server::CapOf;
+
+/// A pod with a broken token asks every second; its owner needs one line, not a flood.
+const ONE_LINE_IN: Duration = Duration::from_secs(60);
+const KEPT_LINES: usize = 1_024;
+
+/// One log line for each reason and pod in a minute; the metric has the numbers.
+#[derive(Debug, Default)]
+pub struct Logged {
+    last: Mutex<HashMap<About, Instant>>,
+}
+
+/// A reason, and the UIDs of the pods concerned, as far as they are known for sure.
+type About = (&'static str, Option<Arc<str>>, Option<Arc<str>>);
+
+impl Logged {
+    pub(super) fn rejected(&self, rejection: &Rejection, peer: SocketAddr, now: Now) {
+        let reason = rejection.reason();
+        let pod = rejection.pod();
+        if !self.is_due((reason, pod.map(|pod| Arc::clone(&pod.pod_uid)), None), now) {
+            return;
+        }
+        tracing::warn!(
+            event = "request_refused",
+            reason,
+            status = rejection.status().as_u16(),
+            peer = %peer.ip(),
+            namespace = pod.map(|pod| &*pod.namespace),
+            service_account = pod.map(|pod| &*pod.service_account),
+            pod = pod.map(|pod| &*pod.pod_name),
+            "refused; for a minute further ones like it are counted in podcred_requests_total only"
+        );
+    }
+
+    pub(crate) fn accept_failed(&self, error: &std::io::Error, now: Now) {
+        if self.is_due(("accept_failed", None, None), now) {
+            tracing::warn!(event = "accept_failed", %error, "a connection could not be accepted");
+        }
+    }
+
+    /// Once a minute for each pair, whether the request was refused or, in audit, was not.
+    pub(super) fn other_pod(&self, caller: &Workload, name: Option<&Claims>, token: &Claims, now: Now) {
+        let pair =
+            ("other_pod_presents_token", Some(Arc::clone(&caller.pod_uid)), Some(Arc::clone(&token.pod_uid)));
+        if !self.is_due(pair, now) {
+            return;
+        }
+        tracing::warn!(
+            event = "other_pod_presents_token",
+            caller_uid = &*caller.pod_uid,
+            caller_namespace = name.map(|name| &*name.namespace),
+            caller_pod = name.map(|name| &*name.pod_name),
+            caller_container = caller.container_id.as_deref(),
+            caller_tgid = caller.tgid,
+            token_uid = &*token.pod_uid,
+            token_namespace = &*token.namespace,
+            token_pod = &*token.pod_name,
+            token_service_account = &*token.service_account,
+            "one pod presents the token of another"
+        );
+    }
+
+    pub(crate) fn connection_refused(&self, full: CapOf, pod: Option<&Pod>, now: Now) {
+        let pod = pod.filter(|_| full == CapOf::Pod);
+        if !self.is_due(("connection_refused", pod.map(|pod| Arc::clone(pod.uid())), None), now) {
+            return;
+        }
+        let claims = pod.and_then(Pod::claims);
+        tracing::warn!(
+            event = "connections_full",
+            cap_of = full.label(),
+            pod_uid = pod.map(|pod| &**pod.uid()),
+            namespace = claims.map(|claims| &*claims.namespace),
+            pod = claims.map(|claims| &*claims.pod_name),
+            "connections are refused: as many are open as may (node: --max-connections, pod: --pod-connections), and \
+             all of them wait for an answer"
+        );
+    }
+
+    fn is_due(&self, about: About, now: Now) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = |at: &Instant| now.mono.saturating_duration_since(*at) < ONE_LINE_IN;
+        if last.get(&about).is_some_and(recent) {
+            return false;
+        }
+        // Only verified pods are told apart, so this stays small; what is over is dropped before it grows.
+        if last.len() >= KEPT_LINES {
+            last.retain(|_, at| recent(at));
+        }
+        last.insert(about, now.mono);
+        true
+    }
+}

@@ -1,0 +1,242 @@
+//! A simulated node with the probe attached, listeners as the agent makes them, and clients.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use agent_ebpf::{Caller, Counters, Kind};
+use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, PodSpec};
+use podcred::attribute::probe::{Probe, ProbeConfig};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::runtime::Builder;
+
+/// Nothing here takes this long unless it is broken, not even where an emulator runs the kernel.
+pub(crate) const BROKEN: Duration = Duration::from_secs(120);
+
+/// What the issue of attribution asks for; fewer where the machine is slow.
+pub(crate) fn connections() -> usize {
+    match std::env::var("PODCRED_TEST_CONNECTIONS") {
+        Ok(number) => number.parse().expect("PODCRED_TEST_CONNECTIONS is a number"),
+        Err(_) => 20_000,
+    }
+}
+
+/// A node on which the probe watches.
+pub(crate) struct Watched {
+    pub(crate) probe: Arc<Probe>,
+    pub(crate) node: Node,
+    _others: Others,
+}
+
+/// Tests that measure run alone; the others run beside each other.
+enum Others {
+    #[expect(dead_code, reason = "held until the test ends")]
+    Welcome(RwLockReadGuard<'static, ()>),
+    #[expect(dead_code, reason = "held until the test ends")]
+    Waiting(RwLockWriteGuard<'static, ()>),
+}
+
+static QUIET: RwLock<()> = RwLock::new(());
+
+impl Watched {
+    /// None where this test is left out.
+    pub(crate) fn node() -> Option<Watched> {
+        Watched::with(Layout::default(), |_| {})
+    }
+
+    /// As [`Watched::node`], with no other test beside.
+    pub(crate) fn alone() -> Option<Watched> {
+        let others = Others::Waiting(QUIET.write().unwrap_or_else(PoisonError::into_inner));
+        Watched::start(Layout::default(), others, |_| {})
+    }
+
+    pub(crate) fn with(layout: Layout, change: impl FnOnce(&mut ProbeConfig)) -> Option<Watched> {
+        let others = Others::Welcome(QUIET.read().unwrap_or_else(PoisonError::into_inner));
+        Watched::start(layout, others, change)
+    }
+
+    fn start(layout: Layout, others: Others, change: impl FnOnce(&mut ProbeConfig)) -> Option<Watched> {
+        if left_out() {
+            return None;
+        }
+        let node = Node::start(layout).expect("a simulated node");
+        let mut config = config_for(&node);
+        change(&mut config);
+        let probe = Arc::new(Probe::load(&config).expect("the probe loads"));
+        Some(Watched { probe, node, _others: others })
+    }
+
+    /// The same node with its probe loaded anew.
+    pub(crate) fn reloaded(self, change: impl FnOnce(&mut ProbeConfig)) -> Watched {
+        let Watched { probe, node, _others } = self;
+        drop(probe);
+        let mut config = config_for(&node);
+        change(&mut config);
+        let probe = Arc::new(Probe::load(&config).expect("the probe loads"));
+        Watched { probe, node, _others }
+    }
+
+    pub(crate) fn pods<const N: usize>(&self) -> [Pod; N] {
+        self.node.pods(N).expect("pods").try_into().expect("as many as were asked for")
+    }
+
+    pub(crate) fn host_network_pod(&self) -> Pod {
+        self.node.pod(PodSpec::default().host_network()).expect("a pod")
+    }
+
+    /// The agent's listener on the first of its addresses.
+    pub(crate) fn listener(&self) -> Listener {
+        self.listener_at(CREDENTIALS_V4.into())
+    }
+
+    pub(crate) fn listener_v6(&self) -> Listener {
+        self.listener_at(CREDENTIALS_V6.into())
+    }
+
+    fn listener_at(&self, ip: IpAddr) -> Listener {
+        XX.probe.mark(&socket).map_err(io::Error::other);
+        let listen = || {
+            // Only to please tokio, which has nothing to do here.
+            let runtime = Builder::new_current_thread().enable_io().build()?;
+            let _inside = runtime.enter();
+            podcred::server::listen(SocketAddr::new(ip, 0), mark)?.into_std()
+        };
+        let listener = Listener::new(self.in_agent(listen), Arc::clone(&self.probe));
+        self.probe.watch(listener.address, Kind::Credentials).expect("room for a destination");
+        listener
+    }
+
+    /// A listener of the agent's as it must not be made: whatever the node's sysctls say of TCP Fast Open goes.
+    pub(crate) fn careless_listener(&self) -> Listener {
+        let listen = || {
+            let address = SocketAddr::from((CREDENTIALS_V4, 0));
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.bind(&address.into())?;
+            self.probe.mark(&socket).map_err(io::Error::other)?;
+            socket.listen(16)?;
+            Ok(TcpListener::from(socket))
+        };
+        let listener = Listener::new(self.in_agent(listen), Arc::clone(&self.probe));
+        self.probe.watch(listener.address, Kind::Credentials).expect("room for a destination");
+        listener
+    }
+
+    /// A listener of somebody else on the node, on which the agent's port means nothing.
+    pub(crate) fn foreign_listener(&self, ip: IpAddr) -> Listener {
+        Listener::new(self.in_agent(|| TcpListener::bind((ip, 0))), Arc::clone(&self.probe))
+    }
+
+    fn in_agent<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> T {
+        self.node.agent().run(f).expect("the agent's place").expect("a socket")
+    }
+
+    /// The counters of this pod, or of its only container where the kernel cannot tell them apart.
+    pub(crate) fn counters_of(&self, group: u64) -> Counters {
+        let counters = self.probe.counters().expect("the counters");
+        counters.into_iter().find(|(of, _)| *of == group).map(|(_, counters)| counters).unwrap_or_default()
+    }
+}
+
+/// What the agent gives its probe on such a node.
+pub(crate) fn config_for(node: &Node) -> ProbeConfig {
+    ProbeConfig {
+        kubepods: node.kubepods().to_owned(),
+        kubepods_level: node.kubepods_level(),
+        agent_cgroup: node.agent().cgroup().to_owned(),
+        pins: None,
+        host_netns: None,
+        refuse_imds: false,
+        learn_namespaces: false,
+        log: false,
+    }
+}
+
+pub(crate) fn left_out() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return false;
+    }
+    assert!(std::env::var_os("CI").is_none(), "in CI these tests must run, as root");
+    eprintln!("left out: needs root");
+    true
+}
+
+pub(crate) struct Listener {
+    socket: TcpListener,
+    pub(crate) address: SocketAddr,
+    probe: Arc<Probe>,
+}
+
+/// A connection as the agent has it, and what the kernel said of it straight after accept().
+pub(crate) struct Accepted {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) caller: Option<Caller>,
+}
+
+impl Listener {
+    fn new(socket: TcpListener, probe: Arc<Probe>) -> Listener {
+        socket.set_nonblocking(false).expect("a blocking socket");
+        // A listener's time-out is that of its accept().
+        SockRef::from(&socket).set_read_timeout(Some(BROKEN)).expect("a time-out");
+        let address = socket.local_addr().expect("it is bound");
+        Listener { socket, address, probe }
+    }
+
+    pub(crate) fn accept(&self) -> Accepted {
+        let (stream, peer) = self.socket.accept().expect("somebody connects");
+        let caller = self.probe.caller(&stream).expect("socket storage can be read");
+        Accepted { stream, peer, caller }
+    }
+
+    pub(crate) fn into_socket(self) -> TcpListener {
+        self.socket
+    }
+
+    /// The address as a socket of IPv6 writes that of IPv4.
+    pub(crate) fn mapped(&self) -> SocketAddr {
+        match self.address.ip() {
+            IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), self.address.port()),
+            IpAddr::V6(_) => self.address,
+        }
+    }
+}
+
+impl Accepted {
+    pub(crate) fn caller(&self) -> Caller {
+        self.caller.unwrap_or_else(|| panic!("the connection of {} is not attributed", self.peer))
+    }
+
+    /// Says something and hears the answer: the connection is whole.
+    pub(crate) fn talks_with(&mut self, client: &mut (impl Read + Write)) {
+        client.write_all(b"?").expect("a question");
+        self.answers();
+        client.read_exact(&mut [0]).expect("an answer");
+    }
+
+    pub(crate) fn answers(&mut self) {
+        self.stream.read_exact(&mut [0]).expect("a question");
+        self.stream.write_all(b"!").expect("an answer");
+    }
+}
+
+/// What a test says of a connection.
+#[track_caller]
+pub(crate) fn assert_opened_by(accepted: &Accepted, place: &Place) {
+    assert_eq!(accepted.caller().cgroup_id, place.cgroup_id(), "{:?}", accepted.caller());
+}
+
+pub(crate) fn connect(from: &Place, to: SocketAddr) -> TcpStream {
+    let stream = from.run(|| TcpStream::connect_timeout(&to, BROKEN)).expect("a thread in the pod");
+    let stream = stream.expect("a connection");
+    stream.set_read_timeout(Some(BROKEN)).expect("a time-out");
+    stream
+}
+
+/// A socket of TCP that is connected to nothing yet, made in this pod.
+pub(crate) fn socket_for(to: SocketAddr) -> Socket {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    socket.set_read_timeout(Some(BROKEN)).expect("a time-out");
+    socket
+}

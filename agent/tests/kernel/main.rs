@@ -1,0 +1,8 @@
+//! The kernel programs and the agent on a simulated node: real namespaces, real cgroups, real attacks.
+//!
+//! Needs root; without it every test says that it was left out, which in CI is a failure. `PODCRED_TEST_CONNECTIONS`
+//! scales the loads down for slow machines, and `PODCRED_BINARY` names the agent's binary where it has moved.
+
+mod attribution;
+mod cases;
+mod harness;

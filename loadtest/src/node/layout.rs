@@ -1,0 +1,127 @@
+//! How the kubelet lays out cgroups, by its driver and the container runtime.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// The kubelet's `cgroupDriver`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    Cgroupfs,
+    Systemd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    Containerd,
+    CriO,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qos {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+/// EKS nodes have systemd and containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub driver: Driver,
+    pub runtime: Runtime,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Layout { driver: Driver::Systemd, runtime: Runtime::Containerd }
+    }
+}
+
+impl Layout {
+    pub(super) fn kubepods(self) -> &'static Path {
+        Path::new(match self.driver {
+            Driver::Cgroupfs => "kubepods",
+            Driver::Systemd => "kubepods.slice",
+        })
+    }
+
+    /// A pod's cgroup, below `kubepods`.
+    pub(super) fn pod(self, qos: Qos, uid: &str) -> PathBuf {
+        let class = match qos {
+            Qos::Guaranteed => None,
+            Qos::Burstable => Some("burstable"),
+            Qos::BestEffort => Some("besteffort"),
+        };
+        let mut path = PathBuf::new();
+        match self.driver {
+            Driver::Cgroupfs => {
+                path.extend(class);
+                path.push(format!("pod{uid}"));
+            }
+            Driver::Systemd => {
+                // In a slice's name a dash stands for a level, so the kubelet writes the UID's as underscores.
+                let uid = uid.replace('-', "_");
+                let class = class.map(|class| format!("kubepods-{class}"));
+                path.extend(class.as_ref().map(|class| format!("{class}.slice")));
+                path.push(format!("{}-pod{uid}.slice", class.as_deref().unwrap_or("kubepods")));
+            }
+        }
+        path
+    }
+
+    /// A container's cgroup, below its pod's.
+    pub(super) fn container(self, id: &str) -> String {
+        match (self.driver, self.runtime) {
+            (Driver::Cgroupfs, Runtime::Containerd) => id.to_owned(),
+            (Driver::Cgroupfs, Runtime::CriO) => format!("crio-{id}"),
+            (Driver::Systemd, Runtime::Containerd) => format!("cri-containerd-{id}.scope"),
+            (Driver::Systemd, Runtime::CriO) => format!("crio-{id}.scope"),
+        }
+    }
+}
+
+/// A version 4 UUID.
+pub(super) fn new_uid() -> String {
+    let hex = format!("{:032x}", fastrand::u128(..));
+    let variant = fastrand::choice(['8', '9', 'a', 'b']).unwrap_or('8');
+    format!("{}-{}-4{}-{variant}{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
+}
+
+pub(super) fn new_container_id() -> String {
+    let mut id = String::with_capacity(64);
+    for _ in 0..2 {
+        let _ = write!(id, "{:032x}", fastrand::u128(..));
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(driver: Driver, runtime: Runtime, qos: Qos) -> String {
+        let layout = Layout { driver, runtime };
+        let path = layout.kubepods().join(layout.pod(qos, "0aa0-b1")).join(layout.container("c0ffee"));
+        path.display().to_string()
+    }
+
+    #[test]
+    fn cgroups_are_named_as_the_kubelet_and_the_runtime_name_them() {
+        use {Driver::*, Qos::*, Runtime::*};
+        assert_eq!(path(Cgroupfs, Containerd, Guaranteed), "kubepods/pod0aa0-b1/c0ffee");
+        assert_eq!(path(Cgroupfs, CriO, BestEffort), "kubepods/besteffort/pod0aa0-b1/crio-c0ffee");
+        assert_eq!(
+            path(Systemd, Containerd, Burstable),
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod0aa0_b1.slice/cri-containerd-c0ffee.scope"
+        );
+        assert_eq!(
+            path(Systemd, CriO, Guaranteed),
+            "kubepods.slice/kubepods-pod0aa0_b1.slice/crio-c0ffee.scope"
+        );
+    }
+
+    #[test]
+    fn uids_and_container_ids_have_their_length() {
+        assert_eq!(new_uid().len(), 36);
+        assert_eq!(new_container_id().len(), 64);
+    }
+}

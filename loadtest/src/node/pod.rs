@@ -1,0 +1,100 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::cgroup::OwnedCgroup;
+use super::layout::{Qos, new_uid};
+use super::network::{Addresses, Wire};
+use super::{Place, Shared};
+
+/// What a pod is to be.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    pub(super) uid: String,
+    pub(super) qos: Qos,
+    pub(super) host_network: bool,
+    pub(super) addresses: Option<Addresses>,
+}
+
+impl PodSpec {
+    pub fn new(qos: Qos) -> PodSpec {
+        PodSpec { uid: new_uid(), qos, host_network: false, addresses: None }
+    }
+
+    /// As a token names the pod, or the 32 hexadecimal digits of a static pod.
+    pub fn uid(self, uid: impl Into<String>) -> PodSpec {
+        PodSpec { uid: uid.into(), ..self }
+    }
+
+    pub fn host_network(self) -> PodSpec {
+        PodSpec { host_network: true, ..self }
+    }
+
+    /// The addresses that another pod has or had.
+    pub fn with_addresses_of(self, pod: &Pod) -> PodSpec {
+        PodSpec { addresses: Some(pod.addresses), ..self }
+    }
+}
+
+impl Default for PodSpec {
+    fn default() -> Self {
+        PodSpec::new(Qos::Burstable)
+    }
+}
+
+/// A pod with one container. Its cgroup and its network end with it, and so do its processes.
+#[derive(Debug)]
+pub struct Pod {
+    spec: PodSpec,
+    container_id: String,
+    addresses: Addresses,
+    // Dropped in this order: the network first, as the kubelet does it.
+    _wire: Option<Wire>,
+    place: Place,
+    _cgroup: OwnedCgroup,
+    _node: Arc<Shared>,
+}
+
+impl Pod {
+    pub(super) fn new(
+        spec: PodSpec,
+        container_id: String,
+        place: Place,
+        addresses: Addresses,
+        wire: Option<Wire>,
+        cgroup: OwnedCgroup,
+        node: Arc<Shared>,
+    ) -> Pod {
+        Pod { spec, container_id, addresses, _wire: wire, place, _cgroup: cgroup, _node: node }
+    }
+
+    pub fn uid(&self) -> &str {
+        &self.spec.uid
+    }
+
+    pub fn container_id(&self) -> &str {
+        &self.container_id
+    }
+
+    pub fn is_host_network(&self) -> bool {
+        self.spec.host_network
+    }
+
+    /// The node's, for a pod with hostNetwork.
+    pub fn ipv4(&self) -> Ipv4Addr {
+        self.addresses.v4
+    }
+
+    pub fn ipv6(&self) -> Ipv6Addr {
+        self.addresses.v6
+    }
+}
+
+/// The place of its container.
+impl Deref for Pod {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
