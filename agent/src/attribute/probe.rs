@@ -27,6 +27,8 @@ mod log;
 mod pins;
 mod sys;
 mod table;
+#[cfg(test)]
+mod tests;
 
 /// Made by `cargo xtask build-ebpf` from agent-ebpf, and checked against it in CI.
 static OBJECT: &[u8] =

@@ -92,6 +92,11 @@ impl Attachments {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn program(&self, name: &str) -> Option<&OwnedFd> {
+        self.places.iter().find(|place| place.program == name).map(|place| &place.code)
+    }
+
     /// Each program's name and where it is.
     pub(super) fn places(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         self.places.iter().map(|place| (place.program, place.cgroup.as_path()))
