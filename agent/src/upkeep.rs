@@ -54,8 +54,10 @@ async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -
 
 fn sweep(service: &Service) {
     service.attribution.follow_pods();
-    service.pods.forget_dead(|cgroup| service.attribution.is_alive(cgroup));
+    let ended = service.pods.forget_dead(|cgroup| service.attribution.is_alive(cgroup));
     if let Some(probed) = service.attribution.probed() {
+        // Other sources forget a pod whose connections have ended, which may well live on.
+        service.credentials.pods_ended(&ended);
         sweep_probed(service, probed);
     }
 }
