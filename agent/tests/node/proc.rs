@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::cgroups::{Cgroup, ID, Process, UID, V1, V2};
 
 fn now() -> Duration {
-    clock_gettime(ClockId::Monotonic).try_into().unwrap()
+    clock_gettime(ClockId::Boottime).try_into().unwrap()
 }
 
 fn sleeper_in(cgroup: &Path) -> Process {
