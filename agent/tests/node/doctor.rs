@@ -1,7 +1,7 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use crate::cgroups::{Cgroup, UID, V1, V2};
+use crate::cgroups::{Cgroup, UID, V1, v2};
 
 const PODCRED: &str = env!("CARGO_BIN_EXE_podcred");
 
@@ -28,7 +28,7 @@ fn kubepods(root: &Cgroup) -> String {
 
 #[test]
 fn a_node_that_has_everything_can_enforce() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let (status, report) = doctor(&["--kubepods-cgroup", &kubepods(&root)]);
     assert_eq!(status, 0, "{report}");
     assert!(line(&report, "pods' cgroups").ends_with("pods there: 1"), "{report}");
@@ -37,7 +37,7 @@ fn a_node_that_has_everything_can_enforce() {
 
 #[test]
 fn a_kubelet_that_has_not_started_leaves_the_question_open() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let (status, report) = doctor(&["--kubepods-cgroup", &format!("{}/later", root.path().display())]);
     assert_eq!(status, 2, "{report}");
     assert!(line(&report, "cgroups").contains("has not started yet"), "{report}");
@@ -54,7 +54,7 @@ fn pods_in_cgroup_v1_are_for_audit_only() {
 
 #[test]
 fn missing_capabilities_are_told_as_such() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let bounded = ["--bounding-set=-all", "--inh-caps=-all", PODCRED, "doctor", "--kubepods-cgroup"];
     let (status, report) = output(Command::new("setpriv").args(bounded).arg(kubepods(&root)));
     assert_eq!(status, 1, "{report}");
@@ -67,7 +67,7 @@ fn missing_capabilities_are_told_as_such() {
 
 #[test]
 fn in_a_cgroup_namespace_only_the_nodes_mount_will_do() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let (own, kubepods) = (root.make("own"), kubepods(&root));
     let fresh = tempfile::tempdir().unwrap();
     let in_a_namespace = |doctor: &str| {
