@@ -156,7 +156,7 @@ enum Source {
     /// The kernel programs name the process, and the node's /proc its pod: where pods live in cgroup v1.
     Proc(Box<Processes>),
     /// Without kernel programs: a look at the kernel's table of sockets, which a pod can spoof.
-    InetDiag(Sockets),
+    InetDiag(Box<Sockets>),
     None,
     Off,
 }
@@ -265,7 +265,8 @@ impl Attribution {
 
     /// Looks for pods that have come and gone, where callers are looked for in the pods' own network namespaces.
     pub fn follow_pods(&self) {
-        let Source::InetDiag(Sockets { table, host: Some(host), .. }) = &self.source else { return };
+        let Source::InetDiag(sockets) = &self.source else { return };
+        let Sockets { table, host: Some(host), .. } = &**sockets else { return };
         match table.follow(host) {
             Ok(Followed { refused: None, .. }) => {}
             Ok(Followed { refused: Some(error), .. }) | Err(error) => {

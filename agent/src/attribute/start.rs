@@ -127,7 +127,7 @@ fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Chose
         "{problem}. Instead the kernel's table of sockets is asked (inet_diag), for {seen}; pods can spoof it: good for \
          audit and metrics, not for enforce"
     );
-    (Source::InetDiag(Sockets { table, cgroups, host }), Some(problem))
+    (Source::InetDiag(Box::new(Sockets { table, cgroups, host })), Some(problem))
 }
 
 /// The node's cgroups, if their ids lead to them.
