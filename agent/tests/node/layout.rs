@@ -26,7 +26,7 @@ fn a_node_with_cgroup_v2_is_found_with_its_levels_and_the_agents_own_cgroup() {
         assert_eq!(layout.mount, Path::new(v2()));
         assert_eq!(layout.kubepods, kubepods);
         assert_eq!(layout.kubepods_level, 2);
-        assert_eq!(layout.version, Version::v2());
+        assert_eq!(layout.version, Version::V2);
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
         assert_eq!(layout.agent_cgroup, Path::new(v2()).join(own));
