@@ -144,6 +144,11 @@ impl Probe {
         self.namespaces.get(cookie)
     }
 
+    /// All network namespaces by their cookies, with their groups.
+    pub fn namespaces(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
+        self.namespaces.entries()
+    }
+
     pub fn forget_namespace(&self, cookie: u64) -> Result<(), ProbeError> {
         self.namespaces.remove(cookie)
     }
