@@ -11,19 +11,21 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::control::{ControlListener, FlushRequest, serve_control};
 use crate::admin::{Readiness, serve_metrics, serve_probes};
-use crate::attribute::Attribution;
+use crate::attribute::probe::ProbeError;
+use crate::attribute::{self, Attribution, Counted};
 use crate::authenticate::keys::{KeySource, Keys};
 use crate::authenticate::{Authenticator, issuer_from_token_file};
 use crate::authorize::Policy;
+use crate::causes::chain;
 use crate::clock::Clock;
-use crate::config::{ServerConfig, Verify};
+use crate::config::{ServerConfig, Switch, Verify};
 use crate::credentials::{Credentials, Settings};
 use crate::eks_auth::{ClientConfig, EksAuthClient};
-use crate::metrics::{Metrics, Snapshot};
+use crate::metrics::{Kernel, Metrics, PodSample, Snapshot};
 use crate::node_pods::{Delegates, NodePods};
 use crate::pods::Pods;
 use crate::request::{Logged, Service};
-use crate::server;
+use crate::{server, upkeep};
 
 /// The metrics port is open to the network: it must not be a way to the agent's file descriptors.
 const METRICS_CONNECTIONS: usize = 32;
@@ -43,14 +45,17 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         Metrics::new(Registry::new()).map_err(|error| format!("metrics cannot be registered: {error}"))?,
     );
     let max_connections = server::affordable_connections(config.max_connections);
-    // Listening comes first: what connects from here on waits in the backlog instead of being refused, and Java's
-    // six attempts at a closed port are over in 29 ms.
-    let bound = bind(&config, &metrics)?;
+    // The kernel can name the callers of those connections only that are opened under its programs' eyes.
+    let attribution = Attribution::start(config.verification.mode, &attribution_settings(&config));
+    metrics.attribution(attribution.source());
+    // Then listening: what connects from here on waits in the backlog instead of being refused, and Java's six
+    // attempts at a closed port are over in 29 ms.
+    let bound = bind(&config, &attribution, &metrics)?;
     let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes = server::listen(probes, |_| Ok(()))
+    let probes = server::listen(probes, |_, _| Ok(()))
         .map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
     let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes = server::listen(scrapes, |_| Ok(()))
+    let scrapes = server::listen(scrapes, |_, _| Ok(()))
         .map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
     let control = ControlListener::bind(&config.control_socket).await;
 
@@ -89,7 +94,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             VERIFIED_TOKENS,
             config.pod_limits.tokens,
         ),
-        attribution: Attribution::none(),
+        attribution,
         pods: Pods::new(config.pod_limits),
         policy: Policy {
             verify: config.verification.mode,
@@ -103,7 +108,6 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         clock: clock.clone(),
         logged: Logged::default(),
     });
-    say_what_verification_can_do(config.verification.mode);
     tracing::info!(
         event = "serving",
         version = env!("CARGO_PKG_VERSION"),
@@ -116,14 +120,29 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
 
     let background = TaskTracker::new();
     background.spawn(Arc::clone(&keys).run(clock, cancel.clone()));
+    background.spawn(upkeep::run(
+        Arc::clone(&service),
+        config.imds.clone(),
+        Arc::clone(&node_pods),
+        cancel.clone(),
+    ));
+    let watching = config.watched_node().map(str::to_owned);
+    if let Some(node_name) = watching.clone() {
+        let (pods, cancel) = (Arc::clone(&node_pods), cancel.clone());
+        background.spawn(async move { pods.run(&node_name, cancel).await });
+    }
     {
         let (credentials, cancel) = (credentials.clone(), cancel.clone());
         background.spawn(async move { credentials.run(cancel).await });
     }
     {
-        let (keys, skipped, verify) = (Arc::clone(&keys), bound.skipped, config.verification.mode);
+        let (keys, skipped, service) = (Arc::clone(&keys), bound.skipped, Arc::clone(&service));
         let control = control.as_ref().err().map(ToString::to_string);
-        let readiness = move || readiness(&keys, &skipped, control.as_deref(), verify);
+        let (node_pods, watching) = (Arc::clone(&node_pods), watching.clone());
+        let readiness = move || {
+            let listed = watching.is_none() || node_pods.is_complete();
+            readiness(&keys, &skipped, control.as_deref(), &service, listed)
+        };
         background.spawn(serve_probes(probes, readiness, cancel.clone()));
     }
     {
@@ -155,11 +174,11 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
 }
 
 /// Binds what can be bound. A node without IPv6 has no fd00:ec2::23, and its pods do not ask there.
-fn bind(config: &ServerConfig, metrics: &Metrics) -> Result<Bound, String> {
+fn bind(config: &ServerConfig, attribution: &Attribution, metrics: &Metrics) -> Result<Bound, String> {
     let mut bound = Bound { listeners: Vec::new(), skipped: Vec::new() };
     for host in &config.bind_hosts {
         let address = SocketAddr::new(*host, config.port);
-        match server::listen(address, |_| Ok(())) {
+        match server::listen(address, |socket, address| attribution.prepare(socket, address)) {
             Ok(listener) => {
                 metrics.listener(&host.to_string(), true);
                 bound.listeners.push(listener);
@@ -186,22 +205,22 @@ fn bind(config: &ServerConfig, metrics: &Metrics) -> Result<Bound, String> {
     Ok(bound)
 }
 
-fn say_what_verification_can_do(verify: Verify) {
-    match verify {
-        Verify::Off => {}
-        Verify::Audit => tracing::info!(
-            event = "no_attribution",
-            "--verify audit: this version has no kernel attribution yet, so callers are known by their tokens alone"
-        ),
-        Verify::Enforce => tracing::error!(
-            event = "no_attribution",
-            "--verify enforce: this version has no kernel attribution yet, so it cannot enforce and refuses every \
-             request; choose audit or off"
-        ),
+fn attribution_settings(config: &ServerConfig) -> attribute::Settings {
+    attribute::Settings {
+        paths: config.node.clone(),
+        trusted_proxies: config.verification.trusted_proxies.clone(),
+        imds: config.imds.mode,
+        log: tracing::enabled!(tracing::Level::DEBUG),
     }
 }
 
-fn readiness(keys: &Keys, skipped: &[String], control: Option<&str>, verify: Verify) -> Readiness {
+fn readiness(
+    keys: &Keys,
+    skipped: &[String],
+    control: Option<&str>,
+    service: &Service,
+    listed: bool,
+) -> Readiness {
     let mut readiness = Readiness::default();
     readiness = match skipped {
         [] => readiness.ok("listeners"),
@@ -211,11 +230,19 @@ fn readiness(keys: &Keys, skipped: &[String], control: Option<&str>, verify: Ver
         0 => readiness.failing("keys", "the issuer's signing keys could not be fetched yet; see the log"),
         _ => readiness.ok("keys"),
     };
-    readiness = match verify {
-        Verify::Off => readiness.ok("attribution"),
-        Verify::Audit => readiness.degraded("attribution", "this version has none"),
-        Verify::Enforce => readiness.failing("attribution", "this version has none, and --verify is enforce"),
+    let attribution = &service.attribution;
+    readiness = match (attribution.problem(), service.policy.verify) {
+        (Some(problem), Verify::Enforce) if !attribution.can_enforce() => {
+            readiness.failing("attribution", format!("--verify enforce: {problem}"))
+        }
+        (Some(problem), Verify::Off | Verify::Audit | Verify::Enforce) => {
+            readiness.degraded("attribution", problem)
+        }
+        (None, _) => readiness.ok("attribution"),
     };
+    if !listed {
+        readiness = readiness.degraded("pods", "this node's pods were not listed yet; see the log");
+    }
     match control {
         None => readiness.ok("control socket"),
         Some(problem) => readiness.degraded("control socket", problem),
@@ -224,16 +251,35 @@ fn readiness(keys: &Keys, skipped: &[String], control: Option<&str>, verify: Ver
 
 fn scrape(service: &Service, keys: &Keys) -> String {
     let now = service.clock.now();
+    let limits = service.pods.limits();
+    let (counted, kernel) = counted_in_the_kernel(&service.attribution);
     let snapshot = Snapshot {
         census: service.credentials.census(now),
         tokens_verified: service.authenticator.tokens_verified(),
         jwks_keys: keys.count(),
         jwks_age: keys.age_at(now),
         jwks_fetches: keys.fetches(),
+        kernel,
+        pods: (limits.metrics == Switch::On)
+            .then(|| (PodSample::all(&service.pods.all(), counted.pods), limits.metrics_max)),
     };
     service.metrics.render(&snapshot).unwrap_or_else(|error| {
         tracing::error!(event = "metrics_failed", %error, "the metrics cannot be written");
         String::new()
+    })
+}
+
+fn counted_in_the_kernel(attribution: &Attribution) -> (Counted, Option<Kernel>) {
+    let Some(probed) = attribution.probed() else { return (Counted::default(), None) };
+    let read = || {
+        let counted = probed.counters.read(&probed.probe, &probed.cgroups)?;
+        let kernel = Kernel { node: counted.node, lost: probed.probe.lost()? };
+        Ok::<_, ProbeError>((counted, Some(kernel)))
+    };
+    read().unwrap_or_else(|error| {
+        let error = chain(&error);
+        tracing::error!(event = "metrics_failed", %error, "what the kernel counted cannot be read");
+        (Counted::default(), None)
     })
 }
 

@@ -1,14 +1,36 @@
 //! Which pod opened this connection? The kernel's word, not the caller's.
 
 pub mod cgroup;
+mod counters;
 mod handle;
+pub mod inet_diag;
 pub mod layout;
 pub mod probe;
+mod probed;
+pub mod proc;
+mod start;
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
+
+use agent_ebpf::Kind;
+
+use self::cgroup::Cgroups;
+pub use self::counters::Counted;
+use self::inet_diag::{Followed, InetDiag};
+use self::layout::Layout;
+use self::probe::Probe;
+pub use self::probed::Probed;
+use self::probed::{cannot_tell, recorded, workload};
+use self::proc::HostProc;
+pub use self::start::Settings;
+pub(crate) use self::start::{best, load};
+use crate::config::Verify;
+use crate::link;
 
 /// What the kernel says of the caller of one connection.
 pub type Caller = Result<Arc<Workload>, Unattributed>;
@@ -101,26 +123,182 @@ impl fmt::Display for Unattributed {
     }
 }
 
-/// What this node attributes connections by.
+/// The probe, with what makes pods of its process numbers.
+#[derive(Debug)]
+struct Processes {
+    probe: Probe,
+    host: HostProc,
+}
+
+/// The kernel's table of sockets, with what makes pods of its cgroup ids.
+#[derive(Debug)]
+struct Sockets {
+    table: InetDiag,
+    cgroups: Cgroups,
+    /// Without it only the sockets in the agent's own network namespace are seen, which are those of hostNetwork pods.
+    host: Option<HostProc>,
+}
+
+/// What this node attributes connections by, from the best down.
 #[derive(Debug)]
 pub struct Attribution {
-    problem: Unattributed,
+    source: Source,
+    /// Why it is not the best, for the operator.
+    problem: Option<String>,
+    /// Keeps the cgroup mount there where it is the agent's own.
+    _layout: Option<Layout>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// The kernel programs, and cgroups whose ids lead to pods. Nothing less can enforce.
+    Probe(Arc<Probed>),
+    /// The kernel programs name the process, and the node's /proc its pod: where pods live in cgroup v1.
+    Proc(Box<Processes>),
+    /// Without kernel programs: a look at the kernel's table of sockets, which a pod can spoof.
+    InetDiag(Box<Sockets>),
+    None,
+    Off,
+}
+
+impl Processes {
+    fn caller(&self, socket: &impl AsFd) -> Caller {
+        let caller = recorded(&self.probe, socket)?;
+        let pod = self.host.pod_of_tgid(caller.tgid, Duration::from_nanos(caller.connected_at))?;
+        Ok(workload(&caller, pod))
+    }
+}
+
+impl Sockets {
+    /// The caller's socket has the accepted one's addresses the other way round.
+    fn caller(&self, peer: SocketAddr, local: SocketAddr) -> Caller {
+        let found = self.table.cgroup_of(peer, local).map_err(|error| cannot_tell(&error))?;
+        let cgroup_id = found.ok_or(Unattributed::NoRecord)?;
+        let pod = self.cgroups.pod_of(cgroup_id)?;
+        // The table knows neither the process nor whether it is in the host's network.
+        let unknown =
+            agent_ebpf::Caller { cgroup_id, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
+        Ok(workload(&unknown, pod))
+    }
 }
 
 impl Attribution {
-    pub fn off() -> Self {
-        Attribution { problem: Unattributed::Off }
+    /// Takes the best that this node bears, and says in one log line which that is.
+    pub fn start(verify: Verify, settings: &Settings) -> Self {
+        let attribution = match verify {
+            Verify::Off => Attribution { source: Source::Off, problem: None, _layout: None },
+            Verify::Audit | Verify::Enforce => start::best(settings),
+        };
+        attribution.say(verify);
+        attribution
     }
 
-    pub fn none() -> Self {
-        Attribution { problem: Unattributed::NoProbe }
+    /// The one that was taken; a metric label.
+    pub fn source(&self) -> &'static str {
+        match self.source {
+            Source::Probe(_) => "probe",
+            Source::Proc(_) => "proc",
+            Source::InetDiag(_) => "inet_diag",
+            Source::None => "none",
+            Source::Off => "off",
+        }
+    }
+
+    pub const SOURCES: [&'static str; 5] = ["probe", "proc", "inet_diag", "none", "off"];
+
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     pub fn can_enforce(&self) -> bool {
-        false
+        self.probed().is_some()
     }
 
-    pub fn caller(&self, _socket: &impl AsFd, _peer: SocketAddr, _local: SocketAddr) -> Caller {
-        Err(self.problem)
+    pub fn probed(&self) -> Option<&Arc<Probed>> {
+        match &self.source {
+            Source::Probe(probed) => Some(probed),
+            Source::Proc(_) | Source::InetDiag(_) | Source::None | Source::Off => None,
+        }
+    }
+
+    /// Whether a workload's cgroup may still hold its pod.
+    pub fn is_alive(&self, cgroup_id: u64) -> bool {
+        match &self.source {
+            Source::Probe(probed) => probed.cgroups.is_alive(cgroup_id),
+            Source::InetDiag(sockets) => sockets.cgroups.is_alive(cgroup_id),
+            // The ids say nothing there; a pod is known by its open connections alone.
+            Source::Proc(_) | Source::None | Source::Off => false,
+        }
+    }
+
+    /// Prepares a listener, before any connection can come in on it.
+    pub fn prepare(&self, listener: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+        let Some(probe) = self.probe() else { return Ok(()) };
+        // Pods connect to a certain address, also where the listener takes all.
+        let host = match address.ip() {
+            one if !one.is_unspecified() => one,
+            IpAddr::V4(_) => link::IPV4.into(),
+            IpAddr::V6(_) => link::IPV6.into(),
+        };
+        probe.watch(SocketAddr::new(host, address.port()), Kind::Credentials).map_err(io::Error::other)?;
+        probe.mark(&listener).map_err(io::Error::other)
+    }
+
+    /// Who opened the connection that was just accepted.
+    pub fn caller(&self, socket: &impl AsFd, peer: SocketAddr, local: SocketAddr) -> Caller {
+        match &self.source {
+            Source::Probe(probed) => probed.caller(socket),
+            Source::Proc(processes) => processes.caller(socket),
+            Source::InetDiag(sockets) => sockets.caller(peer, local),
+            Source::None => Err(Unattributed::NoProbe),
+            Source::Off => Err(Unattributed::Off),
+        }
+    }
+
+    /// Passes the kernel programs' messages on to the log, for ever. They write none unless told to.
+    pub async fn forward_log(&self) -> io::Result<()> {
+        match self.probe().and_then(Probe::take_log) {
+            Some(log) => log.forward().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Looks for pods that have come and gone, where callers are looked for in the pods' own network namespaces.
+    pub fn follow_pods(&self) {
+        let Source::InetDiag(sockets) = &self.source else { return };
+        let Sockets { table, host: Some(host), .. } = &**sockets else { return };
+        match table.follow(host) {
+            Ok(Followed { refused: None, .. }) => {}
+            Ok(Followed { refused: Some(error), .. }) | Err(error) => {
+                tracing::debug!(event = "attribution_failed", %error, "a pod's network namespace cannot be entered");
+            }
+        }
+    }
+
+    fn probe(&self) -> Option<&Probe> {
+        match &self.source {
+            Source::Probe(probed) => Some(&probed.probe),
+            Source::Proc(processes) => Some(&processes.probe),
+            Source::InetDiag(_) | Source::None | Source::Off => None,
+        }
+    }
+
+    fn say(&self, verify: Verify) {
+        let source = self.source();
+        match (&self.problem, verify) {
+            (None, _) => tracing::info!(event = "attribution", source, "what callers are known by"),
+            (Some(problem), Verify::Enforce) if !self.can_enforce() => tracing::error!(
+                event = "attribution",
+                source,
+                %problem,
+                "--verify enforce cannot be kept on this node, so every request is refused; `podcred doctor` says more"
+            ),
+            (Some(problem), _) => tracing::warn!(
+                event = "attribution",
+                source,
+                %problem,
+                "callers are not known as well as they could be; `podcred doctor` says more"
+            ),
+        }
     }
 }

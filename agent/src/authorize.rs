@@ -153,12 +153,11 @@ impl Policy {
             (Some(here), Some(node)) => *node.name != **here,
             (None, _) | (_, None) => false,
         };
-        match verdict {
-            Verdict::SamePod | Verdict::Delegate | Verdict::Unattributed(_) if elsewhere => {
-                Verdict::OtherNode
-            }
-            verdict => verdict,
-        }
+        let has_passed = match verdict {
+            Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate | Verdict::Unattributed(_) => true,
+            Verdict::OtherPod(_) | Verdict::DelegatesUnknown | Verdict::OtherNode => false,
+        };
+        if has_passed && elsewhere { Verdict::OtherNode } else { verdict }
     }
 
     /// Nothing is refused that `enforce` was not asked for, unattributed connections excepted, which have a flag.

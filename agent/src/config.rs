@@ -97,6 +97,9 @@ pub enum Command {
     Initialize(InitializeConfig),
     /// Make the running agent forget the credentials of one service account, or of all
     Flush(FlushConfig),
+    /// Tell what this node can know callers by, and what to do where it is less than everything
+    #[command(after_help = DOCTOR_STATUS)]
+    Doctor(DoctorConfig),
     /// Print the version
     Version,
 }
@@ -285,6 +288,17 @@ pub struct FlushConfig {
     pub control_socket: PathBuf,
 }
 
+/// `podcred doctor`, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(args_override_self = true)]
+pub struct DoctorConfig {
+    #[command(flatten)]
+    pub node: NodePaths,
+}
+
+const DOCTOR_STATUS: &str = "Exit status: 0 if `--verify enforce` is possible on this node, 1 if it is not, 2 if that \
+    cannot be told yet, because the kubelet has not made its cgroups, or if the command line is wrong.";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {
     pub namespace: String,
@@ -306,7 +320,7 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(normalise_args(args))?;
         let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command))?;
         if let Command::Server(config) = &cli.command {
-            config.check_listeners().and_then(|()| config.check_watching()).map_err(|problem| {
+            config.check_listeners().and_then(|()| config.check_attribution()).map_err(|problem| {
                 clap::Error::raw(ErrorKind::ValueValidation, problem + "\n").with_cmd(&command)
             })?;
         }
@@ -331,17 +345,29 @@ impl ServerConfig {
         self.max_cache_size > 0 && !self.max_credential_retention.is_zero()
     }
 
-    /// Service accounts of this node's pods are had from the API server, which has to be told the node's name.
-    fn check_watching(&self) -> Result<(), String> {
-        let flag = match (self.verification.delegates.first(), self.imds.except.first()) {
-            _ if self.node_name.is_some() => return Ok(()),
-            (None, None) => return Ok(()),
-            (Some(_), _) => "--delegate",
-            (None, Some(_)) => "--imds-except",
-        };
-        Err(format!(
-            "{flag} needs --node-name: which pods of a service account run on this node is watched by it"
-        ))
+    /// The node whose pods are watched, where a flag names service accounts.
+    pub fn watched_node(&self) -> Option<&str> {
+        let named = !self.verification.delegates.is_empty() || !self.imds.except.is_empty();
+        self.node_name.as_deref().filter(|_| named)
+    }
+
+    fn check_attribution(&self) -> Result<(), String> {
+        let named = [
+            ("--delegate", !self.verification.delegates.is_empty()),
+            ("--imds-except", !self.imds.except.is_empty()),
+        ];
+        if let Some((flag, _)) = named.iter().find(|(_, named)| *named && self.node_name.is_none()) {
+            return Err(format!(
+                "{flag} needs --node-name: which pods run as that service account is had by the node's name"
+            ));
+        }
+        if self.imds.mode == Imds::RefusePods && self.verification.mode == Verify::Off {
+            return Err(
+                "--imds refuse-pods needs the kernel programs, which --verify off leaves out: choose audit"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 
     /// Two listeners on one address and port would let only the first of them start, and not say why.

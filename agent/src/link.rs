@@ -18,6 +18,9 @@ use crate::config::{InitializeConfig, Ipv6};
 pub const LINK: &str = "pod-id-link0";
 pub const IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 170, 23);
 pub const IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23);
+/// The instance metadata service, which hands out the role of the node itself.
+pub const IMDS_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const IMDS_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// Whether anything had to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,11 @@
 //! The metric families, and the official agent's three under their old names.
 
+mod pods;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use agent_ebpf::Counters;
 use hyper::StatusCode;
 use prometheus::core::Collector;
 use prometheus::{
@@ -10,7 +13,9 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::attribute::Caller;
+pub use self::pods::PodSample;
+use crate::attribute::probe::LostEvents;
+use crate::attribute::{Attribution, Caller};
 use crate::authenticate::keys::FetchCounts;
 use crate::authorize::Verdict;
 use crate::credentials::{Census, Purpose, ServedFrom};
@@ -56,6 +61,12 @@ pub struct Metrics {
     attributed_ok: IntCounter,
     compared: IntCounterVec,
     compared_same_pod: IntCounter,
+    attribution: IntGaugeVec,
+    probe_lost: IntCounterVec,
+    links_mended: IntCounter,
+    connects: IntCounterVec,
+    imds_connects: IntCounterVec,
+    pods_left_out: IntGauge,
     listener_bound: IntGaugeVec,
 }
 
@@ -67,6 +78,17 @@ pub struct Snapshot {
     pub jwks_keys: usize,
     pub jwks_age: Option<Duration>,
     pub jwks_fetches: FetchCounts,
+    /// What was counted in the kernel, where programs are there to count.
+    pub kernel: Option<Kernel>,
+    /// None with `--pod-metrics off`.
+    pub pods: Option<(Vec<PodSample>, usize)>,
+}
+
+/// What the kernel programs counted, over all pods.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    pub node: Counters,
+    pub lost: LostEvents,
 }
 
 /// One connection, counted as long as it is held.
@@ -217,6 +239,42 @@ impl Metrics {
             )?,
             attributed_ok: attributed.with_label_values(&["pod"]),
             attributed,
+            attribution: gauges(
+                r,
+                "podcred_attribution",
+                "1 for what this node attributes connections by: probe, proc, inet_diag, none, or off (--verify off).",
+                &["source"],
+            )?,
+            probe_lost: counters(
+                r,
+                "podcred_probe_lost_total",
+                "What had no room in a map of the kernel programs: pending (connections not attributed), counters (numbers \
+                 of a pod), namespaces (pods behind a trusted proxy).",
+                &["what"],
+            )?,
+            links_mended: counter(
+                r,
+                "podcred_probe_links_mended_total",
+                "Kernel programs that somebody had detached and that were attached again.",
+            )?,
+            connects: counters(
+                r,
+                "podcred_connects_total",
+                "All pods' connects to the agent as the kernel saw them end: established, refused, timed_out, or \
+                 unattributed (established, but beyond what may be pending of one pod).",
+                &["result"],
+            )?,
+            imds_connects: counters(
+                r,
+                "podcred_imds_connects_total",
+                "All pods' connects to IMDS: attempted, established, or refused by --imds refuse-pods.",
+                &["result"],
+            )?,
+            pods_left_out: gauge(
+                r,
+                "podcred_pods_left_out",
+                "Pods that /metrics does not tell apart because there are more than --pod-metrics-max.",
+            )?,
             compared_same_pod: compared.with_label_values(&["same_pod"]),
             compared,
             listener_bound: gauges(
@@ -245,6 +303,17 @@ impl Metrics {
             Ok(_) => self.attributed_ok.inc(),
             Err(reason) => self.attributed.with_label_values(&[reason.label()]).inc(),
         }
+    }
+
+    /// `source` is what this node attributes connections by.
+    pub fn attribution(&self, source: &str) {
+        for one in Attribution::SOURCES {
+            self.attribution.with_label_values(&[one]).set(i64::from(one == source));
+        }
+    }
+
+    pub fn link_mended(&self) {
+        self.links_mended.inc();
     }
 
     pub fn compared(&self, verdict: &Verdict) {
@@ -314,6 +383,32 @@ impl Metrics {
         }
     }
 
+    fn count_kernel(&self, kernel: &Kernel) {
+        let node = &kernel.node;
+        for (result, total) in [
+            ("established", node.established),
+            ("refused", node.refused),
+            ("timed_out", node.timed_out),
+            ("unattributed", node.pending_full),
+        ] {
+            catch_up(&self.connects.with_label_values(&[result]), total);
+        }
+        for (result, total) in [
+            ("attempted", node.imds_connects),
+            ("established", node.imds_established),
+            ("refused", node.imds_refused),
+        ] {
+            catch_up(&self.imds_connects.with_label_values(&[result]), total);
+        }
+        for (what, total) in [
+            ("counters", kernel.lost.counters),
+            ("pending", kernel.lost.pending),
+            ("namespaces", kernel.lost.namespaces),
+        ] {
+            catch_up(&self.probe_lost.with_label_values(&[what]), total);
+        }
+    }
+
     /// The text that Prometheus reads.
     pub fn render(&self, snapshot: &Snapshot) -> Result<String, prometheus::Error> {
         // Two scrapes at once would both add what is missing to the counters that are kept elsewhere.
@@ -332,7 +427,17 @@ impl Metrics {
         catch_up(&self.tokens_verified, snapshot.tokens_verified);
         catch_up(&self.jwks_fetches.with_label_values(&["ok"]), snapshot.jwks_fetches.ok);
         catch_up(&self.jwks_fetches.with_label_values(&["failed"]), snapshot.jwks_fetches.failed);
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        if let Some(kernel) = &snapshot.kernel {
+            self.count_kernel(kernel);
+        }
+        let (told_apart, left_out) = match &snapshot.pods {
+            Some((samples, most)) => pods::within(samples.clone(), *most),
+            None => (Vec::new(), 0),
+        };
+        self.pods_left_out.set(whole(left_out as u64));
+        let mut families = self.registry.gather();
+        families.extend(pods::families(&told_apart));
+        TextEncoder::new().encode_to_string(&families)
     }
 }
 

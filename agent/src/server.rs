@@ -40,11 +40,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A listening socket on the given address.
 ///
 /// Without `SO_REUSEPORT`, by which another root process could share the port and collect tokens, and without
-/// `TCP_DEFER_ACCEPT`, which would break the kernel's attribution of connections to pods. `marked` is given the socket
+/// `TCP_DEFER_ACCEPT`, which would break the kernel's attribution of connections to pods. `prepare` is given the socket
 /// before any connection can come in on it.
 pub fn listen(
     address: SocketAddr,
-    marked: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<()>,
+    prepare: impl FnOnce(BorrowedFd<'_>, SocketAddr) -> std::io::Result<()>,
 ) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -55,7 +55,8 @@ pub fn listen(
     socket.set_tcp_user_timeout(Some(ANSWER_TAKEN_WITHIN))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    marked(socket.as_fd())?;
+    let address = socket.local_addr()?.as_socket().unwrap_or(address);
+    prepare(socket.as_fd(), address)?;
     socket.listen(BACKLOG)?;
     sockopt::without_fast_open(&socket)?;
     TcpListener::from_std(socket.into())

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 mod agent;
 mod build;
+mod build_ebpf;
 mod client;
 mod clock;
 mod demo;
@@ -41,6 +42,8 @@ enum Task {
     Sdks(sdks::Arguments),
     /// Run all checks and tests
     Test(test::Arguments),
+    /// Rebuild the kernel programs that the agent embeds (needs bpf-linker and rust-src, which it installs)
+    BuildEbpf(build_ebpf::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -71,6 +74,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Demo(arguments) => Box::pin(demo::run(&arguments)).await,
         Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
         Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
+        Task::BuildEbpf(arguments) => Box::pin(build_ebpf::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

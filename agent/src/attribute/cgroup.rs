@@ -47,8 +47,8 @@ pub enum NoPod {
     #[error("its cgroup {} is no pod's", path.display())]
     NotAPod { path: PathBuf },
     #[error(
-        "its cgroup cannot be found by its id: {cause}. Where that is a missing permission, give the container \
-         CAP_DAC_READ_SEARCH (securityContext.capabilities.add: [DAC_READ_SEARCH])"
+        "its cgroup cannot be looked up: {cause}. By its id that takes CAP_DAC_READ_SEARCH \
+         (securityContext.capabilities.add: [DAC_READ_SEARCH])"
     )]
     CannotTell { cause: io::Error },
 }
@@ -93,6 +93,15 @@ impl Cgroups {
         };
         self.known.write().unwrap_or_else(PoisonError::into_inner).remember(id, &pod);
         Ok(pod)
+    }
+
+    /// Where it is below kubepods. Not cached.
+    pub fn place_of(&self, id: u64) -> Result<PathBuf, NoPod> {
+        let path = self.path_of(id)?;
+        match path.strip_prefix(&self.shown) {
+            Ok(place) => Ok(place.to_owned()),
+            Err(_) => Err(NoPod::NotAPod { path }),
+        }
     }
 
     /// False only when the kernel says so.

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+pub(super) use self::find::{own_cgroup, shown_cgroup};
 use self::mounts::Mounts;
 use super::cgroup;
 
@@ -126,7 +127,7 @@ impl Layout {
         let kubepods = in_v2.unwrap_or_else(|| mount.clone());
         let kubepods_level = kubepods.strip_prefix(&mount).map_or(0, |below| below.components().count());
         Ok(Layout {
-            agent_cgroup: find::own_cgroup(&mount, proc, |controllers| controllers.is_empty())?,
+            agent_cgroup: own_cgroup(&mount, proc, |controllers| controllers.is_empty())?,
             kubepods_level: kubepods_level.try_into().unwrap_or(u32::MAX),
             kubepods,
             mount,

@@ -1,29 +1,32 @@
 //! The kernel programs, loaded and attached, and what they know.
 
 use std::fmt;
-use std::fs::File;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
-use agent_ebpf::{Connection, Destination, LOST, PENDING_FOR, Pending, Settings, settings_flags};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
-use aya::programs::{CgroupSockAddr, ProgramError, SockOps};
-use aya::{Ebpf, EbpfLoader, Pod};
+use agent_ebpf::{Connection, Destination, Lost, PENDING_FOR, Pending, Settings, settings_flags};
+use aya::EbpfLoader;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::clock::since_boot;
 
+pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
 pub use error::ProbeError;
 pub use log::ProbeLog;
-use sys::Hook;
 
+use attach::Attachments;
+use pins::Pins;
+use table::{OnSockets, Row, Table};
+
+mod attach;
 mod error;
 mod log;
+mod pins;
 mod sys;
+mod table;
 
 /// Made by `cargo xtask build-ebpf` from agent-ebpf, and checked against it in CI.
 static OBJECT: &[u8] =
@@ -47,27 +50,19 @@ pub struct ProbeConfig {
     pub log: bool,
 }
 
-/// The programs run for as long as this lives.
+/// The programs run for as long as this lives, and longer where they are pinned.
 pub struct Probe {
-    attached_to: Vec<Place>,
-    links: Mutex<Vec<Option<OwnedFd>>>,
+    attachments: Attachments,
+    pins: Option<Pins>,
     log: Mutex<Option<ProbeLog>>,
-    destinations: Mutex<HashMap<MapData, Destination, u32>>,
-    imds_allowed: Mutex<HashMap<MapData, u64, u32>>,
-    marker: Mutex<SkStorage<MapData, u32>>,
-    attributed: SkStorage<MapData, Caller>,
-    pending: Mutex<HashMap<MapData, Connection, Pending>>,
-    namespaces: Mutex<HashMap<MapData, u64, u64>>,
-    counters: Mutex<HashMap<MapData, u64, Counters>>,
-    lost: Array<MapData, u64>,
-}
-
-/// One program at one cgroup.
-struct Place {
-    program: &'static str,
-    hook: Hook,
-    cgroup: PathBuf,
-    fd: OwnedFd,
+    destinations: Table<Destination, u32>,
+    imds_allowed: Table<u64, u32>,
+    marker: Mutex<OnSockets<u32>>,
+    attributed: OnSockets<Caller>,
+    pending: Table<Connection, Pending>,
+    namespaces: Table<u64, u64>,
+    counters: Table<u64, Counters>,
+    lost: Row<u64>,
 }
 
 /// What had no room in the programs' maps since they were loaded.
@@ -95,103 +90,92 @@ pub enum Upkeep {
 impl Probe {
     pub fn load(config: &ProbeConfig) -> Result<Probe, ProbeError> {
         raise_locked_memory();
-        let mut object = EbpfLoader::new().load(OBJECT).map_err(ProbeError::loading)?;
-        let mut settings: Array<MapData, Settings> = map(&mut object, "SETTINGS")?;
-        settings
-            .set(0, settings_of(config), 0)
-            .map_err(|source| ProbeError::Map { map: "SETTINGS", source })?;
-
-        // connect4 and connect6 last: what they write down is read by the other one.
-        let mut attached_to = Vec::new();
-        for cgroup in sock_ops_cgroups(&config.kubepods, &config.agent_cgroup) {
-            let fd = load_sock_ops(&mut object)?;
-            attached_to.push(Place {
-                program: HANDSHAKE,
-                hook: Hook::SockOps,
-                cgroup: cgroup.to_owned(),
-                fd,
-            });
+        let pins = config.pins.as_deref().map(|root| Pins::open(root, OBJECT)).transpose()?;
+        let locked = pins.as_ref().map(Pins::lock).transpose()?;
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &locked {
+            pins.use_maps(&mut loader);
         }
-        for (program, hook) in [("connect4", Hook::Connect4), ("connect6", Hook::Connect6)] {
-            let fd = load_connect(&mut object, program)?;
-            attached_to.push(Place { program, hook, cgroup: config.kubepods.clone(), fd });
+        let mut object = loader.load(OBJECT).map_err(ProbeError::loading)?;
+        // Before anything is attached: the programs go by them. And held until they are loaded.
+        let settings = Row::take(&mut object, "SETTINGS")?;
+        settings.set(0, settings_of(config))?;
+        let attachments = Attachments::make(&mut object, config, locked.as_ref())?;
+        if let Some(pins) = &locked {
+            pins.remove_other_versions()?;
         }
-        let log = ProbeLog::open(&mut object)?;
-        let probe = Probe {
-            links: Mutex::new(Vec::new()),
-            log: Mutex::new(Some(log)),
-            destinations: Mutex::new(map(&mut object, "DESTINATIONS")?),
-            imds_allowed: Mutex::new(map(&mut object, "IMDS_ALLOWED")?),
-            marker: Mutex::new(map(&mut object, "MARKER")?),
-            attributed: map(&mut object, "ATTRIBUTED")?,
-            pending: Mutex::new(map(&mut object, "PENDING")?),
-            namespaces: Mutex::new(map(&mut object, "NAMESPACES")?),
-            counters: Mutex::new(map(&mut object, "COUNTERS")?),
-            lost: map(&mut object, "LOST_EVENTS")?,
-            attached_to,
-        };
-        let links: Result<Vec<_>, _> =
-            probe.attached_to.iter().map(|place| place.attach().map(Some)).collect();
-        *lock(&probe.links) = links?;
-        Ok(probe)
+        drop(locked);
+        Ok(Probe {
+            attachments,
+            log: Mutex::new(Some(ProbeLog::open(&mut object)?)),
+            destinations: Table::take(&mut object, "DESTINATIONS")?,
+            imds_allowed: Table::take(&mut object, "IMDS_ALLOWED")?,
+            marker: Mutex::new(OnSockets::take(&mut object, "MARKER")?),
+            attributed: OnSockets::take(&mut object, "ATTRIBUTED")?,
+            pending: Table::take(&mut object, "PENDING")?,
+            namespaces: Table::take(&mut object, "NAMESPACES")?,
+            counters: Table::take(&mut object, "COUNTERS")?,
+            lost: Row::take(&mut object, "LOST_EVENTS")?,
+            pins,
+        })
     }
 
     /// From here on connections to this address are watched.
     pub fn watch(&self, address: SocketAddr, kind: Kind) -> Result<(), ProbeError> {
-        insert("DESTINATIONS", &self.destinations, destination(address), kind as u32)
+        self.destinations.insert(destination(address), kind as u32)
     }
 
     /// Wants the callers of all connections that this listener accepts. Before listen(): a connection that is there already
     /// is not attributed.
     pub fn mark(&self, listener: &impl AsFd) -> Result<(), ProbeError> {
-        lock(&self.marker)
-            .insert(&listener.as_fd().as_raw_fd(), 1, 0)
-            .map_err(|source| ProbeError::Map { map: "MARKER", source })
+        lock(&self.marker).insert(listener, 1)
     }
 
-    /// Who called connect() at the other end of this accepted socket. None: not a process below the cgroup that the programs
-    /// are attached to, or one of the reasons in [`LostEvents`].
+    /// Who called connect() at the other end of this accepted socket. None: no process below kubepods, or one of the reasons
+    /// in [`LostEvents`] and [`Counters::pending_full`].
     pub fn caller(&self, accepted: &impl AsFd) -> Result<Option<Caller>, ProbeError> {
-        found("ATTRIBUTED", self.attributed.get(&accepted.as_fd().as_raw_fd(), 0))
+        self.attributed.get(accepted)
     }
 
-    /// The group (see [`Caller::group`]) whose pod has this network namespace.
+    /// The group (see [`Caller::group`]) of the pod that has this network namespace.
     pub fn namespace_owner(&self, cookie: u64) -> Result<Option<u64>, ProbeError> {
-        found("NAMESPACES", lock(&self.namespaces).get(&cookie, 0))
+        self.namespaces.get(cookie)
     }
 
     pub fn forget_namespace(&self, cookie: u64) -> Result<(), ProbeError> {
-        found("NAMESPACES", lock(&self.namespaces).remove(&cookie)).map(drop)
+        self.namespaces.remove(cookie)
     }
 
     /// The numbers of every group that has any.
     pub fn counters(&self) -> Result<Vec<(u64, Counters)>, ProbeError> {
-        entries("COUNTERS", &self.counters)
+        self.counters.entries()
     }
 
     /// Makes room for another group's numbers. For groups whose cgroup is gone.
     pub fn forget_group(&self, group: u64) -> Result<(), ProbeError> {
-        found("COUNTERS", lock(&self.counters).remove(&group)).map(drop)
+        self.counters.remove(group)
     }
 
-    /// Lets a cgroup, and those below it, use IMDS where pods are refused. It must be a pod's, a container's or the caller's
-    /// own.
+    /// Lets a pod's or container's cgroup use IMDS where pods are refused.
     pub fn allow_imds(&self, cgroup: u64) -> Result<(), ProbeError> {
-        insert("IMDS_ALLOWED", &self.imds_allowed, cgroup, 1)
+        self.imds_allowed.insert(cgroup, 1)
     }
 
     pub fn deny_imds(&self, cgroup: u64) -> Result<(), ProbeError> {
-        found("IMDS_ALLOWED", lock(&self.imds_allowed).remove(&cgroup)).map(drop)
+        self.imds_allowed.remove(cgroup)
+    }
+
+    /// The cgroups that [`Probe::allow_imds`] was called for, in an earlier process too where maps are pinned.
+    pub fn imds_allowed(&self) -> Result<Vec<u64>, ProbeError> {
+        Ok(self.imds_allowed.entries()?.into_iter().map(|(cgroup, _)| cgroup).collect())
     }
 
     pub fn lost(&self) -> Result<LostEvents, ProbeError> {
-        let mut numbers = [0; LOST as usize];
-        for (index, number) in (0..LOST).zip(&mut numbers) {
-            *number =
-                self.lost.get(&index, 0).map_err(|source| ProbeError::Map { map: "LOST_EVENTS", source })?;
-        }
-        let [counters, pending, namespaces] = numbers;
-        Ok(LostEvents { counters, pending, namespaces })
+        Ok(LostEvents {
+            counters: self.lost.get(Lost::Counters as u32)?,
+            pending: self.lost.get(Lost::Pending as u32)?,
+            namespaces: self.lost.get(Lost::Namespaces as u32)?,
+        })
     }
 
     /// The programs' messages; once.
@@ -201,53 +185,25 @@ impl Probe {
 
     /// To be called every few seconds: attaches what was detached, and forgets what nobody will ask for.
     pub fn maintain(&self) -> Vec<Upkeep> {
-        let mut found = self.reattach();
-        match self.expire(since_boot().as_nanos() as u64) {
+        let mut report = self.attachments.mend(self.pins.as_ref());
+        match self.expire_at(since_boot()) {
             Ok(0) => {}
-            Ok(connections) => found.push(Upkeep::Expired { connections }),
-            Err(error) => found.push(Upkeep::Failed { error }),
+            Ok(connections) => report.push(Upkeep::Expired { connections }),
+            Err(error) => report.push(Upkeep::Failed { error }),
         }
-        found
+        report
     }
 
-    /// Detaches all programs, until [`Probe::maintain`] attaches them again.
+    /// Detaches all programs, pinned or not, until [`Probe::maintain`] attaches them again.
     pub fn detach(&self) -> Result<(), ProbeError> {
-        let links = lock(&self.links);
-        for (place, link) in self.attached_to.iter().zip(links.iter()) {
-            if let Some(link) = link {
-                sys::link_detach(link.as_fd()).map_err(|source| place.error(source))?;
-            }
-        }
-        Ok(())
+        self.attachments.detach()
     }
 
-    fn reattach(&self) -> Vec<Upkeep> {
-        let mut found = Vec::new();
-        for (place, link) in self.attached_to.iter().zip(lock(&self.links).iter_mut()) {
-            let is_attached =
-                link.as_ref().is_some_and(|link| matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_))));
-            if is_attached {
-                continue;
-            }
-            match place.attach() {
-                Ok(new) => {
-                    *link = Some(new);
-                    found.push(Upkeep::Reattached { program: place.program, cgroup: place.cgroup.clone() });
-                }
-                Err(error) => {
-                    *link = None;
-                    found.push(Upkeep::Failed { error });
-                }
-            }
-        }
-        found
-    }
-
-    fn expire(&self, now: u64) -> Result<usize, ProbeError> {
+    fn expire_at(&self, now: Duration) -> Result<usize, ProbeError> {
         let mut expired = 0;
-        for (connection, pending) in entries("PENDING", &self.pending)? {
-            if now.saturating_sub(pending.since) > PENDING_FOR {
-                found("PENDING", lock(&self.pending).remove(&connection))?;
+        for (connection, pending) in self.pending.entries()? {
+            if now.saturating_sub(Duration::from_nanos(pending.since)) > Duration::from_nanos(PENDING_FOR) {
+                self.pending.remove(connection)?;
                 expired += 1;
             }
         }
@@ -257,67 +213,7 @@ impl Probe {
 
 impl fmt::Debug for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let places = self.attached_to.iter().map(|place| (place.program, &place.cgroup));
-        f.debug_map().entries(places).finish()
-    }
-}
-
-impl Place {
-    fn attach(&self) -> Result<OwnedFd, ProbeError> {
-        let cgroup = File::open(&self.cgroup)
-            .map_err(|source| ProbeError::Cgroup { path: self.cgroup.clone(), source })?;
-        sys::link_create(self.fd.as_fd(), cgroup.as_fd(), self.hook).map_err(|source| self.error(source))
-    }
-
-    fn error(&self, source: io::Error) -> ProbeError {
-        ProbeError::attaching(self.program, self.hook, self.cgroup.clone(), source)
-    }
-}
-
-const HANDSHAKE: &str = "handshake";
-
-fn load_sock_ops(object: &mut Ebpf) -> Result<OwnedFd, ProbeError> {
-    let program: &mut SockOps = program(object, HANDSHAKE)?;
-    if program.fd().is_err() {
-        program.load().map_err(|error| ProbeError::program(HANDSHAKE, error))?;
-    }
-    let fd = program.fd().map_err(|error| ProbeError::program(HANDSHAKE, error))?;
-    duplicate(HANDSHAKE, fd)
-}
-
-fn load_connect(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, ProbeError> {
-    let program: &mut CgroupSockAddr = program(object, name)?;
-    program.load().map_err(|error| ProbeError::program(name, error))?;
-    let fd = program.fd().map_err(|error| ProbeError::program(name, error))?;
-    duplicate(name, fd)
-}
-
-fn duplicate(name: &'static str, fd: &impl AsFd) -> Result<OwnedFd, ProbeError> {
-    fd.as_fd().try_clone_to_owned().map_err(|error| ProbeError::program(name, ProgramError::IOError(error)))
-}
-
-fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ProbeError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-{
-    let program = object.program_mut(name).ok_or_else(|| ProbeError::Object(format!("no program {name}")))?;
-    program.try_into().map_err(|error| ProbeError::program(name, error))
-}
-
-fn map<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, ProbeError> {
-    let map = object.take_map(name).ok_or_else(|| ProbeError::Object(format!("no map {name}")))?;
-    M::try_from(map).map_err(|source| ProbeError::Map { map: name, source })
-}
-
-/// Where sock_ops must be so that it sees the sockets of the pods and of this process, each once: a program runs for all
-/// cgroups below its own, too.
-fn sock_ops_cgroups<'a>(kubepods: &'a Path, agent: &'a Path) -> Vec<&'a Path> {
-    if agent.starts_with(kubepods) {
-        vec![kubepods]
-    } else if kubepods.starts_with(agent) {
-        vec![agent]
-    } else {
-        vec![kubepods, agent]
+        f.debug_map().entries(self.attachments.places()).finish()
     }
 }
 
@@ -354,47 +250,6 @@ fn raise_locked_memory() {
         let maximum = getrlimit(Resource::Memlock).maximum;
         let _as_it_was = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum });
     }
-}
-
-fn insert<K: Pod, V: Pod>(
-    name: &'static str,
-    map: &Mutex<HashMap<MapData, K, V>>,
-    key: K,
-    value: V,
-) -> Result<(), ProbeError> {
-    let mut map = lock(map);
-    map.insert(key, value, 0).map_err(|source| match &source {
-        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-            ProbeError::Full { map: name, entries: map.keys().count() }
-        }
-        _ => ProbeError::Map { map: name, source },
-    })
-}
-
-/// What is not there is no error.
-fn found<T>(map: &'static str, result: Result<T, MapError>) -> Result<Option<T>, ProbeError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        Err(source) => Err(ProbeError::Map { map, source }),
-    }
-}
-
-/// All entries; those that come and go meanwhile may be missing.
-fn entries<K: Pod, V: Pod>(
-    name: &'static str,
-    map: &Mutex<HashMap<MapData, K, V>>,
-) -> Result<Vec<(K, V)>, ProbeError> {
-    let map = lock(map);
-    let mut entries = Vec::new();
-    for key in map.keys() {
-        let Some(key) = found(name, key)? else { break };
-        if let Some(value) = found(name, map.get(&key, 0))? {
-            entries.push((key, value));
-        }
-    }
-    Ok(entries)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

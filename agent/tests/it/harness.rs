@@ -97,6 +97,9 @@ impl Agent {
                 "127.0.0.1",
             ])
             .args(["--bind-hosts", "127.0.0.1"])
+            // A machine that runs these tests may be a node, or have other tests' pods on it.
+            .arg("--cgroup-root")
+            .arg(home.path())
             // What comes later wins: a test may name another.
             .args(["--endpoint", eks.url(), "--control-socket"])
             .arg(&control_socket)

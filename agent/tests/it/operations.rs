@@ -179,8 +179,39 @@ async fn enforce_without_attribution_serves_nobody_and_says_so() {
     assert_eq!(answer.status, 503);
     assert!(answer.message().contains("--verify enforce"), "{answer:?}");
     let (status, text) = agent.probe("/readyz").await;
-    assert!(status == 503 && text.contains("attribution: this version has none"), "{text}");
-    assert!(agent.logs().contains("no_attribution"));
+    assert!(status == 503 && text.contains("attribution: --verify enforce: "), "{text}");
+    assert!(text.contains("is no cgroup file system"), "the reason and the mend: {text}");
+    assert_eq!(agent.metric(r#"podcred_attribution{source="none"}"#).await, 1.0);
+    assert!(agent.logs().contains("--verify enforce cannot be kept on this node"), "{}", agent.logs());
+}
+
+#[tokio::test]
+async fn audit_without_attribution_serves_and_says_what_it_lacks() {
+    let node = Node::start(&[]).await;
+    node.ask(&node.pod("p").token).await.key();
+    let (status, text) = node.agent.probe("/readyz").await;
+    assert!(status == 200 && text.contains("attribution: degraded"), "{text}");
+    assert!(node.agent.logs().contains("is no cgroup file system"), "{}", node.agent.logs());
+    assert_eq!(node.agent.metric(r#"podcred_connections_attributed_total{result="no_probe"}"#).await, 1.0);
+    assert_eq!(node.agent.metric(r#"podcred_callers_compared_total{result="unattributed"}"#).await, 1.0);
+}
+
+#[tokio::test]
+async fn what_is_unattributed_can_be_denied_in_audit_too() {
+    let node = Node::start(&["--verify-unattributed", "deny"]).await;
+    let answer = node.ask(&node.pod("p").token).await;
+    assert_eq!((answer.status, answer.code()), (403, "UnknownCaller"));
+    assert!(answer.message().contains("podcred doctor"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn with_verify_off_nobody_looks() {
+    let node = Node::start(&["--verify", "off"]).await;
+    node.ask(&node.pod("p").token).await.key();
+    let (status, text) = node.agent.probe("/readyz").await;
+    assert!(status == 200 && text.contains("attribution: ok"), "{text}");
+    assert_eq!(node.agent.metric(r#"podcred_attribution{source="off"}"#).await, 1.0);
+    assert_eq!(node.agent.metric(r#"podcred_callers_compared_total{result="not_compared"}"#).await, 1.0);
 }
 
 #[tokio::test]
@@ -188,7 +219,7 @@ async fn a_second_agent_does_not_take_over_the_first_ones_control_socket() {
     let node = Node::start(&[]).await;
     let path = node.agent.control_socket.to_str().expect("text");
     let second = Agent::start(&node.eks, &["--control-socket", path]).await;
-    assert!(second.logs().contains("control_socket"));
+    second.event("control_socket_missing");
     let pod = node.pod("p").token;
     node.ask(&pod).await.key();
     assert!(node.agent.flush(&[]).1.contains('1'), "still the first one's");

@@ -105,7 +105,7 @@ impl Watched {
     }
 
     fn listener_at(&self, ip: IpAddr) -> Listener {
-        let mark = |socket: BorrowedFd<'_>| self.probe.mark(&socket).map_err(io::Error::other);
+        let mark = |socket: BorrowedFd<'_>, _| self.probe.mark(&socket).map_err(io::Error::other);
         let listen = || {
             // Only to please tokio, which has nothing to do here.
             let runtime = Builder::new_current_thread().enable_io().build()?;

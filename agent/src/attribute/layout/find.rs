@@ -38,19 +38,27 @@ pub(in crate::attribute) fn own_cgroup(
 ) -> Result<PathBuf, LayoutProblem> {
     let file = proc.join("self/cgroup");
     let lines = fs::read_to_string(&file).map_err(|cause| LayoutProblem::unreadable(&file, cause))?;
-    let shown = lines.lines().find_map(|line| {
-        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        is_hierarchy(controllers).then(|| mount.join(path.trim_start_matches('/')))
-    });
     // In a cgroup namespace of one's own every path starts at that namespace's root. What the cgroup itself says is
     // right in any namespace.
-    match shown {
-        Some(shown) if holds_this_process(&shown) => Ok(shown),
+    // Taken apart, because joining an empty path would leave a slash at the end.
+    let below = |shown: &str| {
+        mount.components().chain(Path::new(shown.trim_start_matches('/')).components()).collect()
+    };
+    match shown_cgroup(&lines, is_hierarchy).map(below) {
+        Some::<PathBuf>(shown) if holds_this_process(&shown) => Ok(shown),
         Some(_) | None => {
             let found = search_own(mount).map_err(|cause| LayoutProblem::unreadable(mount, cause))?;
             found.ok_or_else(|| LayoutProblem::NoOwnCgroup { mount: mount.to_owned() })
         }
     }
+}
+
+/// The path that the lines of a `/proc/<pid>/cgroup` have for one hierarchy.
+pub(in crate::attribute) fn shown_cgroup(lines: &str, is_hierarchy: impl Fn(&str) -> bool) -> Option<&str> {
+    lines.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        is_hierarchy(controllers).then_some(path)
+    })
 }
 
 fn given_kubepods(hierarchy: &Path, given: &Path) -> Result<Option<PathBuf>, LayoutProblem> {

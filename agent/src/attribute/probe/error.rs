@@ -1,11 +1,13 @@
 //! What can keep the probe from working, and what to do about it.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
+use aya::EbpfError;
 use aya::maps::MapError;
-use aya::programs::ProgramError;
-use aya::{EbpfError, programs::loaded_programs};
+use aya::programs::{ProgramError, loaded_programs};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::sys::{Attached, Hook, attached};
@@ -54,6 +56,14 @@ pub enum ProbeError {
     Map { map: &'static str, source: MapError },
     #[error("map {map} has no room for another entry ({entries} are there)")]
     Full { map: &'static str, entries: usize },
+    #[error("{path}: {source} (see --pin)", path = path.display())]
+    Pins { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is not on a bpffs, which alone can hold pins: mount the host's /sys/fs/bpf (`mount -t bpf bpf \
+         /sys/fs/bpf` makes it where it is missing), or run without --pin",
+        path = path.display()
+    )]
+    NoBpffs { path: PathBuf },
     #[error("the kernel object that podcred carries cannot be used: {0}")]
     Object(String),
 }
@@ -61,27 +71,13 @@ pub enum ProbeError {
 impl ProbeError {
     /// From aya's error about the object as a whole, or one of its maps.
     pub(super) fn loading(error: EbpfError) -> ProbeError {
-        match error {
-            EbpfError::MapError(MapError::CreateError { name, io_error }) => {
-                let what = format!("map {name}");
-                by_errno(what, io_error).unwrap_or_else(|(what, source)| {
-                    let detail = source.to_string();
-                    match has_btf() {
-                        false => ProbeError::NoBtf { what, detail },
-                        true => ProbeError::Object(format!("{what}: {detail}")),
-                    }
-                })
-            }
-            error @ (EbpfError::FileError { .. }
-            | EbpfError::UnexpectedPinningType { .. }
-            | EbpfError::ParseError(_)
-            | EbpfError::BtfError(_)
-            | EbpfError::RelocationError(_)
-            | EbpfError::BtfRelocationError(_)
-            | EbpfError::NoBTF
-            | EbpfError::MapError(_)
-            | EbpfError::ProgramError(_)) => ProbeError::Object(crate::causes::chain(&error)),
-        }
+        let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
+            return ProbeError::Object(crate::causes::chain(&error));
+        };
+        by_errno(format!("map {name}"), io_error).unwrap_or_else(|(what, source)| match has_btf() {
+            false => ProbeError::NoBtf { what, detail: source.to_string() },
+            true => ProbeError::Object(format!("{what}: {source}")),
+        })
     }
 
     pub(super) fn program(program: &'static str, error: ProgramError) -> ProbeError {
@@ -135,7 +131,7 @@ fn by_errno(what: String, source: io::Error) -> Result<ProbeError, (String, io::
 }
 
 fn has_btf() -> bool {
-    std::path::Path::new("/sys/kernel/btf/vmlinux").exists()
+    Path::new("/sys/kernel/btf/vmlinux").exists()
 }
 
 /// Of the capabilities that the probe needs, those that this process does not have.
@@ -152,12 +148,11 @@ fn missing_capabilities() -> String {
 }
 
 /// The cgroup, this one or above it, where a program is attached that tolerates no other, and that program.
-fn exclusive(cgroup: &std::path::Path, hook: Hook) -> Option<(PathBuf, String)> {
+fn exclusive(cgroup: &Path, hook: Hook) -> Option<(PathBuf, String)> {
     const ALLOW_OVERRIDE: u32 = 1;
     const ALLOW_MULTI: u32 = 2;
     for place in cgroup.ancestors() {
-        use std::os::fd::AsFd;
-        let Ok(directory) = std::fs::File::open(place) else { return None };
+        let Ok(directory) = File::open(place) else { return None };
         // Above the cgroup file system the query fails.
         let Ok(Attached { flags, programs }) = attached(directory.as_fd(), hook) else { return None };
         // A program that may be overridden lets others in below its own cgroup only.

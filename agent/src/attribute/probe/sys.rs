@@ -1,9 +1,12 @@
 //! The bpf(2) commands that aya has no public word for: links as descriptors, and what is attached where.
 #![expect(unsafe_code, reason = "bpf(2) takes pointers, and aya offers no safe way to these commands")]
 
+use std::ffi::{CString, c_char};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -20,9 +23,12 @@ pub(super) enum Hook {
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 enum Command {
+    Pin = 6,
+    Pinned = 7,
     ObjectInfo = 15,
     ProgramQuery = 16,
     LinkCreate = 28,
+    LinkUpdate = 29,
     LinkDetach = 34,
 }
 
@@ -45,6 +51,21 @@ pub(super) fn link_create(
     let fd = unsafe { bpf(Command::LinkCreate, &mut attributes) }?;
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets a link run another program of the same kind from now on.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        link: i32,
+        program: i32,
+        flags: u32,
+        old_program: u32,
+    }
+    let (link, program) = (link.as_raw_fd(), program.as_raw_fd());
+    let mut attributes = Attributes { link, program, flags: 0, old_program: 0 };
+    // SAFETY: these are the command's attributes, and none is a pointer.
+    unsafe { bpf(Command::LinkUpdate, &mut attributes) }.map(drop)
 }
 
 /// Detaches a link from its cgroup, for good.
@@ -123,6 +144,32 @@ pub(super) fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Attache
     unsafe { bpf(Command::ProgramQuery, &mut attributes) }?;
     let programs = programs.iter().copied().take(attributes.count as usize).collect();
     Ok(Attached { flags: attributes.attach_flags, programs })
+}
+
+/// Attributes of the two commands about pins.
+#[repr(C)]
+struct Pin {
+    path: *const c_char,
+    object: i32,
+    flags: u32,
+}
+
+/// Keeps an object alive under a path on a bpffs.
+pub(super) fn pin(path: &Path, object: BorrowedFd<'_>) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Pin { path: path.as_ptr(), object: object.as_raw_fd(), flags: 0 };
+    // SAFETY: the path ends with a zero and outlives the call, which only reads it.
+    unsafe { bpf(Command::Pin, &mut attributes) }.map(drop)
+}
+
+/// The object that is pinned under a path.
+pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Pin { path: path.as_ptr(), object: 0, flags: 0 };
+    // SAFETY: as above.
+    let fd = unsafe { bpf(Command::Pinned, &mut attributes) }?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// To wait until there is something to read.

@@ -1,0 +1,136 @@
+//! What the kernel programs counted, by pod.
+//!
+//! The kernel counts by groups of cgroups, which come and go with containers. A pod's numbers must not fall when one of its
+//! containers is started anew, and the node's must not when a pod ends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use agent_ebpf::Counters;
+
+use super::cgroup::Cgroups;
+use super::probe::{Probe, ProbeError};
+
+#[derive(Debug, Default)]
+pub struct PerPod {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Whose group it is, remembered beyond the cgroup's end.
+    owners: HashMap<u64, Arc<str>>,
+    /// From groups that are gone, of pods that are not.
+    of_ended_groups: HashMap<Arc<str>, Counters>,
+    /// From all groups that are gone.
+    of_all_ended: Counters,
+}
+
+/// One reading.
+#[derive(Debug, Default)]
+pub struct Counted {
+    pub pods: HashMap<Arc<str>, Counters>,
+    pub node: Counters,
+}
+
+impl PerPod {
+    /// Reads the kernel's counters as they are now.
+    pub fn read(&self, probe: &Probe, cgroups: &Cgroups) -> Result<Counted, ProbeError> {
+        Ok(self.sum(&probe.counters()?, |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid)))
+    }
+
+    /// Gives the kernel back the room of the groups whose cgroups are gone, and keeps what they had counted.
+    pub fn sweep(&self, probe: &Probe, cgroups: &Cgroups) -> Result<(), ProbeError> {
+        let groups = probe.counters()?;
+        // Remembers the owners of new groups while they can be had.
+        let _ = self.sum(&groups, |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid));
+        for (group, counters) in groups {
+            if !cgroups.is_alive(group) {
+                probe.forget_group(group)?;
+                self.ended(group, &counters);
+            }
+        }
+        Ok(())
+    }
+
+    fn sum(&self, groups: &[(u64, Counters)], owner: impl Fn(u64) -> Option<Arc<str>>) -> Counted {
+        let mut known = lock(&self.known);
+        let mut counted = Counted { pods: known.of_ended_groups.clone(), node: known.of_all_ended };
+        for (group, counters) in groups {
+            add(&mut counted.node, counters);
+            let owner = match known.owners.get(group) {
+                Some(owner) => Some(Arc::clone(owner)),
+                None => owner(*group),
+            };
+            let Some(owner) = owner else { continue };
+            known.owners.insert(*group, Arc::clone(&owner));
+            add(counted.pods.entry(owner).or_default(), counters);
+        }
+        counted
+    }
+
+    fn ended(&self, group: u64, counters: &Counters) {
+        let mut known = lock(&self.known);
+        add(&mut known.of_all_ended, counters);
+        let Some(owner) = known.owners.remove(&group) else { return };
+        if known.owners.values().any(|other| *other == owner) {
+            add(known.of_ended_groups.entry(owner).or_default(), counters);
+        } else {
+            known.of_ended_groups.remove(&owner);
+        }
+    }
+}
+
+fn add(to: &mut Counters, more: &Counters) {
+    to.connects += more.connects;
+    to.established += more.established;
+    to.refused += more.refused;
+    to.timed_out += more.timed_out;
+    to.pending_full += more.pending_full;
+    to.imds_connects += more.imds_connects;
+    to.imds_established += more.imds_established;
+    to.imds_refused += more.imds_refused;
+    to.latency_sum += more.latency_sum;
+    for (to, more) in to.latency.iter_mut().zip(&more.latency) {
+        *to += more;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(number: u64) -> Counters {
+        Counters { refused: number, ..Counters::default() }
+    }
+
+    #[test]
+    fn a_pods_numbers_survive_its_containers_and_the_nodes_survive_its_pods() {
+        let owner = |group: u64| Some(Arc::from(if group < 10 { "a" } else { "b" }));
+        let counters = PerPod::default();
+        let seen = counters.sum(&[(1, refused(5)), (2, refused(7)), (10, refused(100))], owner);
+        assert_eq!((seen.pods["a"].refused, seen.pods["b"].refused, seen.node.refused), (12, 100, 112));
+
+        counters.ended(1, &refused(6));
+        let seen = counters.sum(&[(2, refused(7)), (10, refused(100))], |_| None);
+        assert_eq!((seen.pods["a"].refused, seen.node.refused), (13, 113), "its owner is remembered");
+
+        counters.ended(2, &refused(7));
+        counters.ended(10, &refused(100));
+        let seen = counters.sum(&[], owner);
+        assert!(seen.pods.is_empty(), "no pod is left");
+        assert_eq!(seen.node.refused, 113);
+    }
+
+    #[test]
+    fn a_group_that_came_and_went_between_two_looks_is_the_nodes_alone() {
+        let counters = PerPod::default();
+        counters.ended(1, &refused(3));
+        let seen = counters.sum(&[], |_| None);
+        assert_eq!((seen.pods.len(), seen.node.refused), (0, 3));
+    }
+}

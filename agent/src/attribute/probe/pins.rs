@@ -1,0 +1,139 @@
+//! Programs and maps that outlive this process, on a bpffs.
+//!
+//! One folder for each version of the programs, named by the object's hash, with the maps and the links in it. Whoever starts
+//! uses the maps that are there, makes those that are not, and puts its own programs behind the links: so whatever an agent
+//! that was killed halfway has left is made whole. Programs and maps in use stay alive by their descriptors, so an agent of
+//! another version that is still running does not mind that its folder is removed.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aya::EbpfLoader;
+use rustix::fs::{FlockOperation, flock, fstatfs};
+
+use super::{ProbeError, sys};
+
+/// What must be the same for all programs of one version. The others are constant, or read by one process only.
+const MAPS: [&str; 11] = [
+    "SETTINGS",
+    "DESTINATIONS",
+    "IMDS_ALLOWED",
+    "CALLER",
+    "MARKER",
+    "ATTRIBUTED",
+    "PENDING",
+    "SLOTS",
+    "NAMESPACES",
+    "COUNTERS",
+    "LOST_EVENTS",
+];
+
+const LINKS: &str = "links";
+
+pub(super) struct Pins {
+    root: PathBuf,
+    directory: File,
+    /// The folder of this version.
+    own: PathBuf,
+}
+
+/// The pins, while no other agent changes them.
+pub(super) struct Locked<'a> {
+    pins: &'a Pins,
+}
+
+impl Pins {
+    pub(super) fn open(root: &Path, object: &[u8]) -> Result<Pins, ProbeError> {
+        let failed = |source| ProbeError::Pins { path: root.to_owned(), source };
+        fs::create_dir_all(root).map_err(failed)?;
+        let directory = File::open(root).map_err(failed)?;
+        let kind = fstatfs(&directory).map_err(|errno| failed(errno.into()))?.f_type;
+        if i128::from(kind) != i128::from(libc::BPF_FS_MAGIC) {
+            return Err(ProbeError::NoBpffs { path: root.to_owned() });
+        }
+        let hash = digest(&SHA256, object);
+        let name: String = hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Pins { root: root.to_owned(), directory, own: root.join(name) })
+    }
+
+    /// Waits for agents that are just starting; each takes a moment, and the lock ends with its process.
+    pub(super) fn lock(&self) -> Result<Locked<'_>, ProbeError> {
+        let failed = |source| ProbeError::Pins { path: self.own.clone(), source };
+        flock(&self.directory, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
+        let locked = Locked { pins: self };
+        fs::create_dir_all(self.own.join(LINKS)).map_err(failed)?;
+        Ok(locked)
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // Fails only where there is no lock to give back.
+        let _ = flock(&self.pins.directory, FlockOperation::Unlock);
+    }
+}
+
+impl Locked<'_> {
+    /// The maps are taken from here, or made here.
+    pub(super) fn use_maps(&self, loader: &mut EbpfLoader<'_>) {
+        for map in MAPS {
+            loader.map_pin_path(map, self.pins.own.join(map));
+        }
+    }
+
+    pub(super) fn link(&self, name: &str) -> Result<Option<OwnedFd>, ProbeError> {
+        let path = self.link_path(name);
+        match sys::pinned(&path) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(ProbeError::Pins { path, source }),
+        }
+    }
+
+    /// Pins a link in the place of any other of that name.
+    pub(super) fn pin_link(&self, name: &str, link: BorrowedFd<'_>) -> Result<(), ProbeError> {
+        let path = self.link_path(name);
+        let pinned = remove(&path).and_then(|()| sys::pin(&path, link));
+        pinned.map_err(|source| ProbeError::Pins { path, source })
+    }
+
+    /// Removes links to cgroups that are not ours any more.
+    pub(super) fn remove_other_links(&self, ours: &[String]) -> Result<(), ProbeError> {
+        let links = self.pins.own.join(LINKS);
+        self.each(&links, |path| match path.file_name().and_then(|name| name.to_str()) {
+            Some(name) if ours.iter().any(|our| our == name) => Ok(()),
+            Some(_) | None => remove(path),
+        })
+    }
+
+    /// Removes the folders of other versions, now that our own programs run.
+    pub(super) fn remove_other_versions(&self) -> Result<(), ProbeError> {
+        self.each(
+            &self.pins.root,
+            |path| if path == self.pins.own { Ok(()) } else { fs::remove_dir_all(path) },
+        )
+    }
+
+    fn each(&self, folder: &Path, act: impl Fn(&Path) -> io::Result<()>) -> Result<(), ProbeError> {
+        let failed = |path: &Path, source| ProbeError::Pins { path: path.to_owned(), source };
+        for entry in fs::read_dir(folder).map_err(|source| failed(folder, source))? {
+            let path = entry.map_err(|source| failed(folder, source))?.path();
+            act(&path).map_err(|source| failed(&path, source))?;
+        }
+        Ok(())
+    }
+
+    fn link_path(&self, name: &str) -> PathBuf {
+        self.pins.own.join(LINKS).join(name)
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|error| match error.kind() == io::ErrorKind::NotFound {
+        true => Ok(()),
+        false => Err(error),
+    })
+}

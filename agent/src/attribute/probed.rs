@@ -1,0 +1,131 @@
+//! Callers by the kernel programs and the pods' cgroups, and what has to be seen to while they run.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cgroup::{Cgroups, NoPod, PodCgroup};
+use super::counters::PerPod;
+use super::probe::Probe;
+use super::{Caller, Unattributed, Workload};
+use crate::causes::chain;
+use crate::config::ServiceAccount;
+use crate::node_pods::NodePods;
+
+/// The probe, with what makes pods of its cgroup ids.
+#[derive(Debug)]
+pub struct Probed {
+    pub probe: Probe,
+    pub cgroups: Cgroups,
+    pub counters: PerPod,
+    /// Cgroups of node proxies that connect for pods, from kubepods on.
+    proxies: Vec<PathBuf>,
+    /// Cgroups that reach IMDS in spite of `--imds refuse-pods`.
+    excepted: Mutex<HashSet<u64>>,
+}
+
+impl Probed {
+    pub fn new(probe: Probe, cgroups: Cgroups, proxies: Vec<PathBuf>) -> Self {
+        let (counters, excepted) = (PerPod::default(), Mutex::default());
+        Probed { probe, cgroups, counters, proxies, excepted }
+    }
+
+    pub(super) fn caller(&self, socket: &impl AsFd) -> Caller {
+        let caller = recorded(&self.probe, socket)?;
+        if self.is_proxy(caller.cgroup_id)? {
+            return self.proxied(&caller);
+        }
+        Ok(workload(&caller, self.cgroups.pod_of(caller.cgroup_id)?))
+    }
+
+    /// The pod that a trusted proxy connected for. The proxy does so from inside the pod's network namespace, because
+    /// the pod called connect() there just before; nobody but the pod can have been the first to.
+    fn proxied(&self, proxy: &agent_ebpf::Caller) -> Caller {
+        // Everybody's, so nobody's.
+        if proxy.host_network() {
+            return Err(Unattributed::NoRecord);
+        }
+        let owner = self.probe.namespace_owner(proxy.netns).map_err(|error| cannot_tell(&error))?;
+        let cgroup_id = owner.ok_or(Unattributed::NotYetKnown)?;
+        let not_this_one = || match self.probe.forget_namespace(proxy.netns) {
+            Ok(()) => Unattributed::NotYetKnown,
+            Err(error) => cannot_tell(&error),
+        };
+        // The programs may have been attached between the pod's call and the proxy's.
+        if self.is_proxy(cgroup_id)? {
+            return Err(not_this_one());
+        }
+        match self.cgroups.pod_of(cgroup_id) {
+            Ok(pod) => Ok(workload(&agent_ebpf::Caller { cgroup_id, ..*proxy }, pod)),
+            // That container has ended; another one of the same pod will be learned.
+            Err(NoPod::Gone) => Err(not_this_one()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    fn is_proxy(&self, cgroup_id: u64) -> Result<bool, Unattributed> {
+        if self.proxies.is_empty() {
+            return Ok(false);
+        }
+        let place = self.cgroups.place_of(cgroup_id)?;
+        Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy)))
+    }
+
+    /// Lets the pods of these service accounts reach IMDS, and no others any more.
+    pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) {
+        let uids: HashSet<String> = pods.running_as(accounts).into_iter().collect();
+        let groups = match self.cgroups.groups_of_pods() {
+            Ok(groups) => groups,
+            Err(error) => {
+                tracing::debug!(event = "cgroups_unreadable", %error, "the pods' cgroups cannot be listed");
+                return;
+            }
+        };
+        let theirs = groups.into_iter().filter(|pod| uids.contains(&*pod.pod_uid));
+        let wanted: HashSet<u64> = theirs.flat_map(|pod| pod.ids).collect();
+        let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
+        // What cannot be told to the kernel now is tried again.
+        excepted.retain(|id| wanted.contains(id) || self.probe.deny_imds(*id).is_err());
+        for id in wanted {
+            if !excepted.contains(&id) && self.probe.allow_imds(id).is_ok() {
+                excepted.insert(id);
+            }
+        }
+    }
+}
+
+pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
+    match probe.caller(socket) {
+        Ok(Some(caller)) => Ok(caller),
+        Ok(None) => Err(Unattributed::NoRecord),
+        Err(error) => Err(cannot_tell(&error)),
+    }
+}
+
+pub(super) fn cannot_tell(error: &(dyn std::error::Error + 'static)) -> Unattributed {
+    let error = chain(error);
+    tracing::debug!(event = "attribution_failed", %error, "the kernel could not be asked who is calling");
+    Unattributed::CannotTell
+}
+
+pub(super) fn workload(caller: &agent_ebpf::Caller, pod: PodCgroup) -> Arc<Workload> {
+    Arc::new(Workload {
+        pod_uid: pod.pod_uid,
+        container_id: pod.container_id,
+        cgroup_id: caller.cgroup_id,
+        tgid: caller.tgid,
+        netns: caller.netns,
+        host_network: caller.host_network(),
+    })
+}
+
+impl From<NoPod> for Unattributed {
+    fn from(reason: NoPod) -> Self {
+        match reason {
+            NoPod::Gone => Unattributed::Gone,
+            NoPod::NotAPod { .. } => Unattributed::NotAPod,
+            NoPod::CannotTell { cause } => cannot_tell(&NoPod::CannotTell { cause }),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Which way of attribution this node bears: the best first, and for each one down the reason.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_ebpf::Kind;
+
+use super::cgroup::{self, Cgroups, NoPod};
+use super::inet_diag::InetDiag;
+use super::layout::{Layout, Version};
+use super::probe::{Probe, ProbeConfig, ProbeError};
+use super::probed::Probed;
+use super::proc::HostProc;
+use super::{Attribution, Processes, Sockets, Source};
+use crate::config::{Imds, NodePaths};
+use crate::{link, sockopt};
+
+/// What attribution is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub paths: NodePaths,
+    pub trusted_proxies: Vec<PathBuf>,
+    pub imds: Imds,
+    /// Whether the kernel programs write log messages.
+    pub log: bool,
+}
+
+const IMDS_PORT: u16 = 80;
+
+pub(crate) fn best(settings: &Settings) -> Attribution {
+    let NodePaths { cgroup_root, kubepods_cgroup, host_proc, .. } = &settings.paths;
+    let layout = match Layout::find(cgroup_root, kubepods_cgroup.as_deref(), host_proc) {
+        Ok(layout) => layout,
+        Err(problem) => {
+            return Attribution { source: Source::None, problem: Some(problem.to_string()), _layout: None };
+        }
+    };
+    let (source, problem) = match load(settings, &layout) {
+        Ok(probe) => with_probe(settings, &layout, probe),
+        Err(problem) => without_probe(settings, &layout, problem.to_string()),
+    };
+    Attribution { source, problem, _layout: Some(layout) }
+}
+
+/// With what there is to tell the operator of it.
+type Chosen = (Source, Option<String>);
+
+pub(crate) fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
+    let in_v2 = layout.version == Version::V2;
+    let probe = Probe::load(&ProbeConfig {
+        kubepods: layout.kubepods.clone(),
+        kubepods_level: layout.kubepods_level,
+        agent_cgroup: layout.agent_cgroup.clone(),
+        pins: settings.paths.pin.clone(),
+        host_netns: own_netns_cookie(),
+        // Where all pods share one cgroup of version 2, refusing and its exceptions could not tell them apart.
+        refuse_imds: settings.imds == Imds::RefusePods && in_v2,
+        learn_namespaces: !settings.trusted_proxies.is_empty(),
+        log: settings.log,
+    })?;
+    for address in [link::IMDS_IPV4.into(), link::IMDS_IPV6.into()] {
+        probe.watch(SocketAddr::new(address, IMDS_PORT), Kind::Imds)?;
+    }
+    Ok(probe)
+}
+
+fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Chosen {
+    match &layout.version {
+        Version::V2 => {}
+        Version::V1Pods(pods) => {
+            let place = pods.kubepods.display();
+            return match HostProc::open(&settings.paths.host_proc, layout) {
+                Ok(host) => {
+                    let problem = format!(
+                        "the pods of this node are in cgroup v1 ({place}), so each is looked up by its process; good for \
+                         audit and metrics, not for enforce"
+                    );
+                    (Source::Proc(Box::new(Processes { probe, host })), Some(problem))
+                }
+                Err(problem) => {
+                    none(format!("the pods of this node are in cgroup v1 ({place}), and {problem}"))
+                }
+            };
+        }
+    }
+    let cgroups = match cgroups(layout) {
+        Ok(cgroups) => cgroups,
+        Err(problem) => return none(problem),
+    };
+    let (mut proxies, mut problem) = (Vec::new(), None);
+    for proxy in &settings.trusted_proxies {
+        let path = proxy.strip_prefix(&layout.mount).or_else(|_| proxy.strip_prefix("/")).unwrap_or(proxy);
+        match layout.mount.join(path).strip_prefix(&layout.kubepods) {
+            Ok(place) => proxies.push(place.to_owned()),
+            Err(_) => {
+                problem = Some(format!(
+                    "--trusted-proxy-cgroup {}: is not below the pods' cgroup {}, so the kernel programs do not see its \
+                     connections",
+                    proxy.display(),
+                    layout.kubepods.display()
+                ));
+            }
+        }
+    }
+    (Source::Probe(Arc::new(Probed::new(probe, cgroups, proxies))), problem)
+}
+
+fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Chosen {
+    if layout.version != Version::V2 {
+        return none(problem);
+    }
+    let cgroups = match cgroups(layout) {
+        Ok(cgroups) => cgroups,
+        Err(other) => return none(format!("{problem}; and {other}")),
+    };
+    let table = match InetDiag::open() {
+        Ok(table) => table,
+        Err(other) => return none(format!("{problem}; and inet_diag cannot stand in: {other}")),
+    };
+    let host = HostProc::open(&settings.paths.host_proc, layout).ok();
+    let seen = match &host {
+        Some(_) => "all pods",
+        None => "hostNetwork pods alone (for the others the node's /proc is needed, see --host-proc)",
+    };
+    let problem = format!(
+        "{problem}. Instead the kernel's table of sockets is asked (inet_diag), for {seen}; pods can spoof it: good for \
+         audit and metrics, not for enforce"
+    );
+    (Source::InetDiag(Box::new(Sockets { table, cgroups, host })), Some(problem))
+}
+
+/// The node's cgroups, if their ids lead to them.
+fn cgroups(layout: &Layout) -> Result<Cgroups, String> {
+    let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", layout.kubepods.display());
+    let cgroups = Cgroups::open(&layout.mount, &layout.kubepods).map_err(unreadable)?;
+    let id = cgroup::id_of(&layout.kubepods).map_err(unreadable)?;
+    match cgroups.pod_of(id) {
+        Err(NoPod::CannotTell { cause }) => Err(NoPod::CannotTell { cause }.to_string()),
+        Ok(_) | Err(NoPod::Gone | NoPod::NotAPod { .. }) => Ok(cgroups),
+    }
+}
+
+/// The agent shares the host's network, so its namespace is the one that hostNetwork pods are in.
+fn own_netns_cookie() -> Option<u64> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    sockopt::netns_cookie(&socket).ok()
+}
+
+fn none(problem: String) -> Chosen {
+    (Source::None, Some(problem))
+}

@@ -1,0 +1,97 @@
+//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::attribute::Probed;
+use crate::attribute::probe::{ProbeError, Upkeep};
+use crate::causes::chain;
+use crate::config::{Imds, ImdsConfig};
+use crate::node_pods::NodePods;
+use crate::request::Service;
+
+/// A pod that may reach IMDS must not wait long for it, and one whose container was started anew is a new cgroup.
+const EXCEPTIONS_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Until `cancel`led. What asks the kernel hundreds of times does so on a thread of its own.
+pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, cancel: CancellationToken) {
+    let excepted = imds.mode == Imds::RefusePods && !imds.except.is_empty();
+    let exceptions = async {
+        if let Some(probed) = service.attribution.probed().filter(|_| excepted) {
+            every(EXCEPTIONS_EVERY, || {
+                let (probed, accounts, pods) = (Arc::clone(probed), imds.except.clone(), Arc::clone(&pods));
+                move || probed.except_from_imds(&accounts, &pods)
+            })
+            .await;
+        }
+    };
+    let sweeps = every(SWEEP_EVERY, || {
+        let service = Arc::clone(&service);
+        move || sweep(&service)
+    });
+    let messages = async {
+        if let Err(error) = service.attribution.forward_log().await {
+            tracing::warn!(event = "probe_log_failed", %error, "the kernel programs' messages cannot be read");
+        }
+    };
+    cancel.run_until_cancelled(async { tokio::join!(exceptions, sweeps, messages) }).await;
+}
+
+async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -> W) {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = tokio::task::spawn_blocking(work()).await {
+            tracing::error!(event = "upkeep_failed", %error, "a sweep ended early; the next one goes on");
+        }
+    }
+}
+
+fn sweep(service: &Service) {
+    service.attribution.follow_pods();
+    let ended = service.pods.forget_dead(|cgroup| service.attribution.is_alive(cgroup));
+    if let Some(probed) = service.attribution.probed() {
+        // Other sources forget a pod whose connections have ended, which may well live on.
+        service.credentials.pods_ended(&ended);
+        sweep_probed(service, probed);
+    }
+}
+
+fn sweep_probed(service: &Service, probed: &Probed) {
+    if let Err(error) = probed.counters.sweep(&probed.probe, &probed.cgroups) {
+        cannot(&error);
+    }
+    probed.cgroups.forget_dead();
+    for found in probed.probe.maintain() {
+        match found {
+            Upkeep::Reattached { program, cgroup } => {
+                service.metrics.link_mended();
+                tracing::warn!(
+                    event = "probe_reattached",
+                    program,
+                    cgroup = %cgroup.display(),
+                    "a kernel program had been detached by somebody else and is attached again; connections since are \
+                     unattributed"
+                );
+            }
+            Upkeep::Failed { error } => cannot(&error),
+            Upkeep::Expired { connections } => {
+                tracing::debug!(
+                    event = "pending_expired",
+                    connections,
+                    "handshakes that never reached the agent"
+                );
+            }
+        }
+    }
+}
+
+fn cannot(error: &ProbeError) {
+    let error = chain(error);
+    tracing::warn!(event = "probe_upkeep_failed", %error, "the kernel programs cannot be looked after; tried again");
+}
