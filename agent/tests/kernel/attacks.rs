@@ -174,7 +174,7 @@ fn victims_survive(kind: Flood) {
     let count = connections().div_ceil(200).max(20);
     let attack = flood::Attack::default();
     std::thread::scope(|threads| {
-        threads.spawn(|| attack.run(kind, &attacker, &poisoned.place, listener.address));
+        threads.spawn(|| attack.run(&[kind], &attacker, &poisoned.place, listener.address));
         let _ended = attack.ends_with_this();
         until("the flood has begun", || attack.attempts() >= flood::HELD);
         for _ in 0..count {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use agent_ebpf::Caller;
 use loadtest::node::Pod;
+use podcred::attribute::inet_diag::InetDiag;
 use podcred::attribute::probe::Probe;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -18,6 +19,8 @@ use crate::harness::{BROKEN, Listener, Watched};
 const KEPT: usize = 16;
 /// Requests on each of these before it closes.
 const REQUESTS: usize = 3;
+/// One of so many connections is looked up by inet_diag as well. No multiple of 3 or 2, so that every kind has its turn.
+const WITNESSED: usize = 7;
 const WRONG_SHOWN: usize = 10;
 
 /// What the agent's side found.
@@ -86,13 +89,19 @@ pub(crate) fn ask(stream: &mut TcpStream, cgroup: u64) {
     stream.read_exact(&mut [0]).unwrap();
 }
 
-/// One pod: the addresses in turn; each third connection closes at once, the others are kept for some requests.
+/// One pod: the addresses in turn; each third connection closes at once, the others are kept for some requests. Now and
+/// then the kernel's own table of sockets is asked, in the pod's namespace, whose the connection is.
 pub(crate) fn open_connections(pod: &Pod, count: usize, targets: &[SocketAddr; 3]) {
     pod.enter().unwrap();
+    let table = InetDiag::open().unwrap();
     let mut kept = VecDeque::new();
     for n in 0..count {
         let mut stream = TcpStream::connect(targets[n % 3]).unwrap();
         stream.set_read_timeout(Some(BROKEN)).unwrap();
+        if n % WITNESSED == 0 {
+            let owner = table.cgroup_of(stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            assert_eq!(owner.unwrap(), Some(pod.cgroup_id()), "by inet_diag");
+        }
         if (n / 3) % 3 == 0 {
             ask(&mut stream, pod.cgroup_id());
             continue;

@@ -13,53 +13,48 @@ use podcred::clock::Clock;
 use socket2::SockRef;
 
 use super::Poisoned;
-use super::flood::{Attack, Flood};
+use super::flood::{Attack, Flood, HELD};
 use crate::harness::{Watched, connections, until};
 use crate::load::{ask, while_served};
 
 const REQUESTS_PER_TURN: usize = 150;
+/// Of 400, 95 % of the medians lie within 5 % of each other on a machine that is busy otherwise.
+const FEWEST_BLOCKS: usize = 60;
 const GOAL: f64 = 1.10;
+const ATTACKS: [Flood; 4] = [Flood::Handshakes, Flood::Held, Flood::Nested, Flood::Repair];
 
 #[test]
 fn an_attacked_pods_p99_stays_within_a_tenth() {
     let Some(node) = Watched::alone() else { return };
     let [attacker, victim] = node.pods();
     let poisoned = Poisoned::made_by(&attacker, &[CREDENTIALS_V4.into()]);
-    let blocks = (connections() / 50).max(20);
+    let blocks = (connections() / 50).max(FEWEST_BLOCKS);
     let mut ratios = Vec::new();
     while_served(&node, |[v4, ..]| {
         let elsewhere = SocketAddr::new(v4.ip(), node.port());
-        for kind in [Flood::Held, Flood::Handshakes, Flood::Repair] {
-            let (aimed, idle) = (Attack::default(), Attack::default());
-            std::thread::scope(|threads| {
-                threads.spawn(|| aimed.run(kind, &attacker, &poisoned.place, *v4));
-                threads.spawn(|| idle.run(kind, &attacker, &poisoned.place, elsewhere));
-                let _both_end = (aimed.ends_with_this(), idle.ends_with_this());
-                until("both attacks run", || aimed.attempts().min(idle.attempts()) > 0);
-                let mut of_kind: Vec<f64> = (0..blocks)
-                    .map(|block| {
-                        let turn = |attacked: bool| {
-                            aimed.pause(!attacked);
-                            idle.pause(attacked);
-                            p99(&victim, *v4)
-                        };
-                        // Who comes first takes turns as well.
-                        if block % 2 == 0 {
-                            let attacked = turn(true);
-                            attacked / turn(false)
-                        } else {
-                            turn(false).recip() * turn(true)
-                        }
-                    })
-                    .collect();
-                ratios.push((kind, median(&mut of_kind)));
-            });
-        }
+        let (aimed, idle) = (Attack::default(), Attack::default());
+        std::thread::scope(|threads| {
+            threads.spawn(|| aimed.run(&ATTACKS, &attacker, &poisoned.place, *v4));
+            threads.spawn(|| idle.run(&ATTACKS, &attacker, &poisoned.place, elsewhere));
+            let _both_end = (aimed.ends_with_this(), idle.ends_with_this());
+            until("both attacks run", || aimed.attempts().min(idle.attempts()) > HELD);
+            let turn = |attacked: bool| {
+                aimed.pause(!attacked);
+                idle.pause(attacked);
+                p99(&victim, *v4)
+            };
+            for block in 0..blocks {
+                // Who comes first takes turns as well.
+                let attacked_first = block % 2 == 0;
+                let (first, second) = (turn(attacked_first), turn(!attacked_first));
+                ratios.push(if attacked_first { first / second } else { second / first });
+            }
+        });
     });
-    eprintln!("{ratios:?}");
-    for (kind, ratio) in ratios {
-        assert!(ratio <= GOAL, "{kind:?}: an attacked pod's p99 is {ratio:.3} times what it is otherwise");
-    }
+    ratios.sort_unstable_by(f64::total_cmp);
+    let ratio = ratios[ratios.len() / 2];
+    eprintln!("an attacked pod's p99 is {ratio:.3} times what it is otherwise, over {blocks} blocks");
+    assert!(ratio <= GOAL, "an attacked pod's p99 is {ratio:.3} times what it is otherwise");
 }
 
 /// In seconds, from connect() to the answer.
@@ -81,9 +76,4 @@ fn p99(pod: &Pod, to: SocketAddr) -> f64 {
         times[REQUESTS_PER_TURN * 99 / 100].as_secs_f64()
     };
     pod.run(turn).unwrap()
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }

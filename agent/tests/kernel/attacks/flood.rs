@@ -1,5 +1,6 @@
 //! Ways to fill the table of connections that wait for their server's side.
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::harness::socket_for;
 /// Connections that an attacker keeps at a time: well over what one pod may have pending, within the descriptors of
 /// this process.
 pub(crate) const HELD: usize = 500;
+/// Cgroups below the attacker's own.
+const NESTS: usize = 50;
 /// Between two attempts. The load is bounded: it has the machine's other core at most.
 const PACE: Duration = Duration::from_micros(100);
 
@@ -52,15 +55,12 @@ impl Attack {
         Ends(&self.ended)
     }
 
-    /// From a namespace in which the agent's address is the attacker's.
-    pub(crate) fn run(&self, kind: Flood, attacker: &Pod, poisoned: &Place, to: SocketAddr) {
+    /// Of these kinds in turn, from a namespace in which the agent's address is the attacker's.
+    pub(crate) fn run(&self, kinds: &[Flood], attacker: &Pod, poisoned: &Place, to: SocketAddr) {
         poisoned.enter().unwrap();
         let own = TcpListener::bind(to).unwrap();
-        let nests: Vec<Place> = match kind {
-            Flood::Nested => (0..HELD / 10).map(|n| attacker.nested(&format!("nest-{n}")).unwrap()).collect(),
-            Flood::Handshakes | Flood::Held | Flood::Repair => Vec::new(),
-        };
-        let mut held = Vec::new();
+        let nests: Vec<Place> = (0..NESTS).map(|n| attacker.nested(&format!("nest-{n}")).unwrap()).collect();
+        let mut held = VecDeque::new();
         for n in 0.. {
             if self.ended.load(Ordering::Relaxed) {
                 break;
@@ -69,22 +69,22 @@ impl Attack {
                 std::thread::sleep(PACE);
                 continue;
             }
-            if let Some(nest) = nests.get(n % nests.len().max(1)) {
-                nest.enter_cgroup().unwrap();
-            }
-            match kind {
+            match kinds[n % kinds.len()] {
                 Flood::Handshakes => drop(handshake(&own, to)),
-                Flood::Held | Flood::Nested => held.push(handshake(&own, to)),
+                Flood::Held => held.push_back(handshake(&own, to)),
+                Flood::Nested => {
+                    nests[n % NESTS].enter_cgroup().unwrap();
+                    held.push_back(handshake(&own, to));
+                    attacker.enter_cgroup().unwrap();
+                }
                 Flood::Repair => repaired(to),
             }
             if held.len() > HELD {
-                held.remove(0);
+                held.pop_front();
             }
             self.attempts.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(PACE);
         }
-        // The nests go with the attacker's pod, but not with a thread of this process in them.
-        attacker.enter().unwrap();
     }
 }
 
