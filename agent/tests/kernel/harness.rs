@@ -39,7 +39,7 @@ pub(crate) struct Watched {
 }
 
 /// Tests that measure run alone; the others run beside each other.
-enum Others {
+pub(crate) enum Others {
     #[expect(dead_code, reason = "held until the test ends")]
     Welcome(RwLockReadGuard<'static, ()>),
     #[expect(dead_code, reason = "held until the test ends")]
@@ -47,6 +47,16 @@ enum Others {
 }
 
 static QUIET: RwLock<()> = RwLock::new(());
+
+impl Others {
+    pub(crate) fn welcome() -> Others {
+        Others::Welcome(QUIET.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn waiting() -> Others {
+        Others::Waiting(QUIET.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl Watched {
     /// None where this test is left out.
@@ -56,13 +66,11 @@ impl Watched {
 
     /// As [`Watched::node`], with no other test beside.
     pub(crate) fn alone() -> Option<Watched> {
-        let others = Others::Waiting(QUIET.write().unwrap_or_else(PoisonError::into_inner));
-        Watched::start(Layout::default(), others, |_| {})
+        Watched::start(Layout::default(), Others::waiting(), |_| {})
     }
 
     pub(crate) fn with(layout: Layout, change: impl FnOnce(&mut ProbeConfig)) -> Option<Watched> {
-        let others = Others::Welcome(QUIET.read().unwrap_or_else(PoisonError::into_inner));
-        Watched::start(layout, others, change)
+        Watched::start(layout, Others::welcome(), change)
     }
 
     fn start(layout: Layout, others: Others, change: impl FnOnce(&mut ProbeConfig)) -> Option<Watched> {

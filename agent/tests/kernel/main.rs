@@ -7,4 +7,6 @@ mod attacks;
 mod attribution;
 mod cases;
 mod harness;
+mod lifecycle;
 mod load;
+mod site;

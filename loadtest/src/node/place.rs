@@ -65,8 +65,20 @@ impl Place {
 
     /// A process in this place.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Process> {
-        // A child starts in the cgroup and the namespace of the thread that makes it.
-        self.run(|| command.spawn().map(Process))?
+        self.spawn_after(|| Ok(()), command)
+    }
+
+    /// A process that also has, or lacks, what `prepare` changes of the thread that makes it: capabilities, namespaces.
+    pub fn spawn_after(
+        &self,
+        prepare: impl FnOnce() -> io::Result<()> + Send,
+        command: &mut Command,
+    ) -> io::Result<Process> {
+        // A child starts in the cgroup and the namespaces of the thread that makes it.
+        self.run(|| {
+            prepare()?;
+            command.spawn().map(Process)
+        })?
     }
 
     /// Moves a process here, and leaves its network as it is.
