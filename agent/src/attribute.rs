@@ -28,6 +28,7 @@ pub use self::probed::Probed;
 use self::probed::{cannot_tell, recorded, workload};
 use self::proc::HostProc;
 pub use self::start::Settings;
+pub(crate) use self::start::{best, load};
 use crate::config::Verify;
 use crate::link;
 
@@ -274,7 +275,7 @@ impl Attribution {
         }
     }
 
-    fn probe(&self) -> Option<&Probe> {
+    pub fn probe(&self) -> Option<&Probe> {
         match &self.source {
             Source::Probe(probed) => Some(&probed.probe),
             Source::Proc(processes) => Some(&processes.probe),

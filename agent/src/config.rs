@@ -97,6 +97,9 @@ pub enum Command {
     Initialize(InitializeConfig),
     /// Make the running agent forget the credentials of one service account, or of all
     Flush(FlushConfig),
+    /// Tell what this node can know callers by, and what to do where it is less than everything
+    #[command(after_help = DOCTOR_STATUS)]
+    Doctor(DoctorConfig),
     /// Print the version
     Version,
 }
@@ -284,6 +287,17 @@ pub struct FlushConfig {
         value_parser = Checked(values::socket_path))]
     pub control_socket: PathBuf,
 }
+
+/// `podcred doctor`, checked.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(args_override_self = true)]
+pub struct DoctorConfig {
+    #[command(flatten)]
+    pub node: NodePaths,
+}
+
+const DOCTOR_STATUS: &str = "Exit status: 0 if `--verify enforce` is possible on this node, 1 if it is not, 2 if that \
+    cannot be told yet, because the kubelet has not made its cgroups, or if the command line is wrong.";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {

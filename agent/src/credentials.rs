@@ -275,6 +275,16 @@ impl Credentials {
         dropped
     }
 
+    /// Where the kernel tells, a pod's end is known long before its token expires.
+    pub fn pods_ended(&self, pods: &[Arc<str>]) {
+        if pods.is_empty() {
+            return;
+        }
+        for (_, role) in self.inner.roles.iter() {
+            role.pods_ended(pods);
+        }
+    }
+
     /// What the cache holds, for the metrics.
     pub fn census(&self, now: Now) -> Census {
         let mut census = Census {

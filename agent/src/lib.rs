@@ -14,6 +14,7 @@ pub mod claims;
 pub mod clock;
 pub mod config;
 pub mod credentials;
+pub mod doctor;
 pub mod eks_auth;
 pub mod link;
 pub mod logging;

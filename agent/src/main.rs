@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use podcred::admin::control;
 use podcred::config::{Cli, Command, FlushConfig, InitializeConfig, ServerConfig};
-use podcred::{app, link, logging};
+use podcred::{app, doctor, link, logging};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,11 @@ fn main() -> ExitCode {
         Command::Server(config) => server(*config),
         Command::Initialize(config) => initialize(config),
         Command::Flush(config) => flush(&config),
+        Command::Doctor(config) => {
+            let report = doctor::run(&config);
+            println!("{report}");
+            return report.exit_code();
+        }
         Command::Version => {
             println!("podcred {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 mod agent;
 mod bench_connect;
 mod build;
+mod build_ebpf;
 mod client;
 mod clock;
 mod demo;
@@ -43,6 +44,8 @@ enum Task {
     Sdks(sdks::Arguments),
     /// Run all checks and tests
     Test(test::Arguments),
+    /// Rebuild the kernel programs that the agent embeds (needs bpf-linker and rust-src, which it installs)
+    BuildEbpf(build_ebpf::Arguments),
     /// Run the tests that speak to the kernel on Debian's kernels, 5.10 to the newest, under qemu
     Kernels(kernels::Arguments),
     /// Measure what the kernel programs cost a connect() that is none of theirs
@@ -77,6 +80,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Demo(arguments) => Box::pin(demo::run(&arguments)).await,
         Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
         Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
+        Task::BuildEbpf(arguments) => Box::pin(build_ebpf::run(&arguments)).await,
         Task::Kernels(arguments) => Box::pin(kernels::run(&arguments)).await,
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Setup => {

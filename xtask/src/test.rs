@@ -14,7 +14,7 @@ use crate::clock::Stopwatch;
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step, table};
 use crate::sdk::Sdk;
-use crate::{demo, kernels, sdks, setup};
+use crate::{build_ebpf, demo, kernels, sdks, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -29,6 +29,8 @@ enum Step {
     Format,
     /// cargo clippy, all targets, warnings denied
     Clippy,
+    /// cargo xtask build-ebpf --check: the committed kernel programs are what their source gives
+    Ebpf,
     /// cargo test: unit, integration and doc tests, AWS's own clients and promtool among them
     Tests,
     /// cargo xtask sdks
@@ -82,6 +84,7 @@ impl Step {
                 let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
                 one(cargo().args(arguments)).await
             }
+            Step::Ebpf => Ok((build_ebpf::run(&build_ebpf::Arguments { check: true }).await?, None)),
             Step::Tests => tests().await,
             Step::Sdks => Ok((Box::pin(sdks::run(&sdks::Arguments::default())).await?, None)),
             Step::Demo => {

@@ -95,7 +95,6 @@ impl Cgroups {
         Ok(pod)
     }
 
-    /// False only when the kernel says so.
     /// Where it is below kubepods. Not cached.
     pub fn place_of(&self, id: u64) -> Result<PathBuf, NoPod> {
         let path = self.path_of(id)?;
@@ -105,6 +104,7 @@ impl Cgroups {
         }
     }
 
+    /// False only when the kernel says so.
     pub fn is_alive(&self, id: u64) -> bool {
         !handle::open_cgroup(self.mount.as_fd(), id).is_err_and(|error| is_stale(&error))
     }

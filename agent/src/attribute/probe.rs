@@ -27,6 +27,8 @@ mod log;
 mod pins;
 mod sys;
 mod table;
+#[cfg(test)]
+mod tests;
 
 /// Made by `cargo xtask build-ebpf` from agent-ebpf, and checked against it in CI.
 static OBJECT: &[u8] =
@@ -140,6 +142,11 @@ impl Probe {
     /// The group (see [`Caller::group`]) of the pod that has this network namespace.
     pub fn namespace_owner(&self, cookie: u64) -> Result<Option<u64>, ProbeError> {
         self.namespaces.get(cookie)
+    }
+
+    /// All network namespaces by their cookies, with their groups.
+    pub fn namespaces(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
+        self.namespaces.entries()
     }
 
     pub fn forget_namespace(&self, cookie: u64) -> Result<(), ProbeError> {

@@ -27,8 +27,9 @@ pub struct Probed {
 
 impl Probed {
     pub fn new(probe: Probe, cgroups: Cgroups, proxies: Vec<PathBuf>) -> Self {
-        let (counters, excepted) = (PerPod::default(), Mutex::default());
-        Probed { probe, cgroups, counters, proxies, excepted }
+        // Where maps are pinned an earlier agent's are there.
+        let excepted = Mutex::new(probe.imds_allowed().unwrap_or_default().into_iter().collect());
+        Probed { probe, cgroups, counters: PerPod::default(), proxies, excepted }
     }
 
     pub(super) fn caller(&self, socket: &impl AsFd) -> Caller {
@@ -74,6 +75,11 @@ impl Probed {
 
     /// Lets the pods of these service accounts reach IMDS, and no others any more.
     pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) {
+        let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the pods are listed, those that an earlier agent excepted stay so; with no accounts they end at once.
+        if (accounts.is_empty() && excepted.is_empty()) || (!accounts.is_empty() && !pods.is_complete()) {
+            return;
+        }
         let uids: HashSet<String> = pods.running_as(accounts).into_iter().collect();
         let groups = match self.cgroups.groups_of_pods() {
             Ok(groups) => groups,
@@ -84,7 +90,6 @@ impl Probed {
         };
         let theirs = groups.into_iter().filter(|pod| uids.contains(&*pod.pod_uid));
         let wanted: HashSet<u64> = theirs.flat_map(|pod| pod.ids).collect();
-        let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
         // What cannot be told to the kernel now is tried again.
         excepted.retain(|id| wanted.contains(id) || self.probe.deny_imds(*id).is_err());
         for id in wanted {

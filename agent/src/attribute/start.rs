@@ -28,7 +28,7 @@ pub struct Settings {
 
 const IMDS_PORT: u16 = 80;
 
-pub(super) fn best(settings: &Settings) -> Attribution {
+pub(crate) fn best(settings: &Settings) -> Attribution {
     let NodePaths { cgroup_root, kubepods_cgroup, host_proc, .. } = &settings.paths;
     let layout = match Layout::find(cgroup_root, kubepods_cgroup.as_deref(), host_proc) {
         Ok(layout) => layout,
@@ -46,7 +46,7 @@ pub(super) fn best(settings: &Settings) -> Attribution {
 /// With what there is to tell the operator of it.
 type Chosen = (Source, Option<String>);
 
-fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
+pub(crate) fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
     let in_v2 = layout.version == Version::V2;
     let probe = Probe::load(&ProbeConfig {
         kubepods: layout.kubepods.clone(),

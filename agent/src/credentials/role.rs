@@ -208,6 +208,13 @@ impl Role {
         self.lock().bearers.retain(|b| b.hash != *token);
     }
 
+    /// These pods' cgroups are gone: their tokens buy nothing any more, and nothing is renewed for them.
+    pub(super) fn pods_ended(&self, pods: &[Arc<str>]) {
+        let mut state = self.lock();
+        state.bearers.retain(|bearer| !pods.contains(&bearer.claims.pod_uid));
+        state.seen.retain(|pod, _| !pods.contains(pod));
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         self.lock().epoch
     }

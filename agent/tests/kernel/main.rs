@@ -2,7 +2,12 @@
 //!
 //! Needs root; without it every test says that it was left out, which in CI is a failure. `PODCRED_TEST_CONNECTIONS`
 //! scales the loads down for slow machines, and `PODCRED_BINARY` names the agent's binary where it has moved.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod attacks;
 mod attribution;
 mod cases;
 mod harness;
+mod lifecycle;
+mod load;
+mod site;

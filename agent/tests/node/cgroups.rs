@@ -6,8 +6,13 @@ use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-pub(crate) const V2: &str = "/sys/fs/cgroup/unified";
 pub(crate) const V1: &str = "/sys/fs/cgroup/pids";
+
+/// Where cgroup2 is mounted: on hybrid machines below the hierarchies of version 1.
+pub(crate) fn v2() -> &'static str {
+    let hybrid = "/sys/fs/cgroup/unified";
+    if Path::new(hybrid).exists() { hybrid } else { "/sys/fs/cgroup" }
+}
 
 pub(crate) const UID: &str = "0d9b2a68-7a50-4a52-b9fd-1d7e3a2c9f10";
 pub(crate) const OTHER_UID: &str = "77777777-7777-4777-8777-777777777777";

@@ -11,13 +11,12 @@ use podcred::attribute::layout::Layout;
 use podcred::attribute::proc::HostProc;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::cgroups::{Cgroup, ID, Process, UID, V2};
+use crate::cgroups::{Cgroup, ID, Process, UID, v2};
 
 fn own_cgroup() -> u64 {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap().to_owned();
-    let mount = if fs::metadata(V2).is_ok() { V2 } else { "/sys/fs/cgroup" };
-    id_of(&Path::new(mount).join(own)).unwrap()
+    id_of(&Path::new(v2()).join(own)).unwrap()
 }
 
 fn mapped(address: SocketAddr) -> SocketAddr {
@@ -96,7 +95,7 @@ fn connection_in_the_namespace_of(pid: u32) -> (TcpStream, TcpStream) {
 
 #[test]
 fn sockets_in_pods_namespaces_are_found_while_the_pod_lives() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let container = root.make(&format!("kubepods/pod{UID}/{ID}"));
     let kubepods = root.path().join("kubepods");
     let mut pod = pod_with_a_namespace(&container);

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "these are tests, their helpers too")]
 
 mod cgroups;
+mod doctor;
 mod inet_diag;
 mod layout;
 mod pods;

@@ -4,19 +4,19 @@ use std::time::Instant;
 
 use podcred::attribute::cgroup::{Cgroups, NoPod, PodCgroup, id_of};
 
-use crate::cgroups::{Cgroup, ID, OTHER_UID, UID, V2};
+use crate::cgroups::{Cgroup, ID, OTHER_UID, UID, v2};
 
 fn pod(uid: &str, container: Option<&str>) -> PodCgroup {
     PodCgroup { pod_uid: uid.into(), container_id: container.map(Box::from) }
 }
 
 fn cgroups(kubepods: &Path) -> Cgroups {
-    Cgroups::open(Path::new(V2), kubepods).expect("the cgroups are there")
+    Cgroups::open(Path::new(v2()), kubepods).expect("the cgroups are there")
 }
 
 #[test]
 fn an_id_leads_to_the_pod_whatever_a_container_makes_below_its_cgroup() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let container = root.make(&format!("kubepods/burstable/pod{UID}/{ID}"));
     let nested =
         root.make(&format!("kubepods/burstable/pod{UID}/{ID}/burstable/pod{OTHER_UID}/{ID} (deleted)"));
@@ -29,11 +29,11 @@ fn an_id_leads_to_the_pod_whatever_a_container_makes_below_its_cgroup() {
 
 #[test]
 fn a_cgroup_beside_kubepods_is_no_pods() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let kubepods = root.make("kubepods");
     let cgroups = cgroups(&kubepods);
     let beside = root.make(&format!("kubepods-2/burstable/pod{UID}/{ID}"));
-    for path in [&beside, &root.make("kubepods/burstable"), &kubepods, Path::new(V2)] {
+    for path in [&beside, &root.make("kubepods/burstable"), &kubepods, Path::new(v2())] {
         let problem = cgroups.pod_of(id_of(path).unwrap()).unwrap_err();
         let NoPod::NotAPod { path: told } = problem else { panic!("{}: {problem}", path.display()) };
         assert_eq!(told, *path);
@@ -42,7 +42,7 @@ fn a_cgroup_beside_kubepods_is_no_pods() {
 
 #[test]
 fn a_removed_cgroup_is_gone_but_one_seen_before_is_known_until_the_sweep() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let kubepods = root.make("kubepods");
     let seen = root.make(&format!("kubepods/pod{UID}/{ID}"));
     let unseen = root.make(&format!("kubepods/pod{OTHER_UID}"));
@@ -64,7 +64,7 @@ fn a_removed_cgroup_is_gone_but_one_seen_before_is_known_until_the_sweep() {
 
 #[test]
 fn a_pod_that_makes_many_cgroups_is_found_from_each_but_not_all_are_kept() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let kubepods = root.make("kubepods");
     let nested: Vec<_> = (0..100).map(|n| root.make(&format!("kubepods/pod{UID}/{ID}/{n}"))).collect();
     let other = root.make(&format!("kubepods/pod{OTHER_UID}/{ID}"));
@@ -84,7 +84,7 @@ fn a_pod_that_makes_many_cgroups_is_found_from_each_but_not_all_are_kept() {
 
 #[test]
 fn all_pods_are_listed_with_their_own_cgroup_first() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let kubepods = root.make("kubepods.slice");
     let slice = UID.replace('-', "_");
     let burstable =
@@ -104,7 +104,7 @@ fn all_pods_are_listed_with_their_own_cgroup_first() {
 
 #[test]
 fn looking_up_a_known_cgroup_costs_next_to_nothing() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let id = id_of(&root.make(&format!("kubepods/pod{UID}/{ID}"))).unwrap();
     let cgroups = cgroups(&root.path().join("kubepods"));
     // The best of some rounds: what else runs on the machine must not count.

@@ -8,10 +8,10 @@ use podcred::attribute::layout::Layout;
 use podcred::attribute::proc::{HostProc, HostProcProblem};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::cgroups::{Cgroup, ID, Process, UID, V1, V2};
+use crate::cgroups::{Cgroup, ID, Process, UID, V1, v2};
 
 fn now() -> Duration {
-    clock_gettime(ClockId::Monotonic).try_into().unwrap()
+    clock_gettime(ClockId::Boottime).try_into().unwrap()
 }
 
 fn sleeper_in(cgroup: &Path) -> Process {
@@ -27,7 +27,7 @@ fn host_proc(kubepods: &Path) -> HostProc {
 
 #[test]
 fn a_process_leads_to_its_pod_in_either_cgroup_version() {
-    for hierarchy in [V1, V2] {
+    for hierarchy in [V1, v2()] {
         let Some(root) = Cgroup::new(hierarchy) else { continue };
         let container = root.make(&format!("kubepods/burstable/pod{UID}/{ID}"));
         let sleeper = sleeper_in(&container);
@@ -45,7 +45,7 @@ fn a_process_leads_to_its_pod_in_either_cgroup_version() {
 
 #[test]
 fn a_pods_first_process_is_the_oldest_in_its_containers() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let container = root.make(&format!("kubepods/burstable/pod{UID}/{ID}"));
     let helper = root.make(&format!("kubepods/burstable/pod{UID}/crio-conmon-{ID}"));
     // Start times are told in hundredths of a second.
@@ -76,11 +76,11 @@ fn a_process_that_started_after_the_connection_is_another_one() {
 
 #[test]
 fn both_ways_to_the_pod_agree() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let container = root.make(&format!("kubepods/pod{UID}/{ID}/nested/\u{fc}"));
     let sleeper = sleeper_in(&container);
     let kubepods = root.path().join("kubepods");
-    let by_id = Cgroups::open(Path::new(V2), &kubepods).unwrap();
+    let by_id = Cgroups::open(Path::new(v2()), &kubepods).unwrap();
     let id = podcred::attribute::cgroup::id_of(&container).unwrap();
     let by_process = host_proc(&kubepods).pod_of_tgid(sleeper.0.id(), now()).unwrap();
     assert_eq!(by_id.pod_of(id).unwrap(), by_process);
@@ -88,7 +88,7 @@ fn both_ways_to_the_pod_agree() {
 
 #[test]
 fn a_folder_that_is_not_the_nodes_proc_is_refused_with_the_mend() {
-    let Some(root) = Cgroup::new(V2) else { return };
+    let Some(root) = Cgroup::new(v2()) else { return };
     let kubepods = root.make("kubepods");
     let layout = Layout::find(Path::new("/sys/fs/cgroup"), Some(&kubepods), Path::new("/proc")).unwrap();
     let other = tempfile::tempdir().unwrap();

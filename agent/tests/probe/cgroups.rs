@@ -4,9 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use podcred::attribute::probe::{Probe, ProbeConfig};
 use std::os::unix::fs::MetadataExt;
+
+/// For what the kernel does a moment later.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A cgroup that holds this process, with a `kubepods` below it. One at a time: a process is in one cgroup.
 pub(crate) struct Node {
@@ -69,7 +73,11 @@ impl Node {
     }
 
     pub(crate) fn load(&self) -> Probe {
-        Probe::load(&self.config()).unwrap_or_else(|error| panic!("{error}"))
+        self.load_with(&self.config())
+    }
+
+    pub(crate) fn load_with(&self, config: &ProbeConfig) -> Probe {
+        Probe::load(config).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Runs `work` on a thread that is in this cgroup.
@@ -99,6 +107,16 @@ impl Drop for Node {
 
 fn enter(cgroup: &Path) {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).expect("root may move itself");
+}
+
+/// Waits for what the kernel does a moment later.
+#[expect(clippy::disallowed_methods, reason = "a deadline of real time")]
+pub(crate) fn until(condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "it did not come");
+        std::thread::yield_now();
+    }
 }
 
 /// Removes a cgroup and those below it.

@@ -2,3 +2,5 @@
 
 mod cgroups;
 mod loader;
+mod messages;
+mod pins;

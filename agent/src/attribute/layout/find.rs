@@ -40,8 +40,12 @@ pub(in crate::attribute) fn own_cgroup(
     let lines = fs::read_to_string(&file).map_err(|cause| LayoutProblem::unreadable(&file, cause))?;
     // In a cgroup namespace of one's own every path starts at that namespace's root. What the cgroup itself says is
     // right in any namespace.
-    match shown_cgroup(&lines, is_hierarchy).map(|shown| mount.join(shown.trim_start_matches('/'))) {
-        Some(shown) if holds_this_process(&shown) => Ok(shown),
+    // Taken apart, because joining an empty path would leave a slash at the end.
+    let below = |shown: &str| {
+        mount.components().chain(Path::new(shown.trim_start_matches('/')).components()).collect()
+    };
+    match shown_cgroup(&lines, is_hierarchy).map(below) {
+        Some::<PathBuf>(shown) if holds_this_process(&shown) => Ok(shown),
         Some(_) | None => {
             let found = search_own(mount).map_err(|cause| LayoutProblem::unreadable(mount, cause))?;
             found.ok_or_else(|| LayoutProblem::NoOwnCgroup { mount: mount.to_owned() })

@@ -92,6 +92,11 @@ impl Attachments {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn program(&self, name: &str) -> Option<&OwnedFd> {
+        self.places.iter().find(|place| place.program == name).map(|place| &place.code)
+    }
+
     /// Each program's name and where it is.
     pub(super) fn places(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         self.places.iter().map(|place| (place.program, place.cgroup.as_path()))
@@ -120,11 +125,12 @@ impl Place {
         };
         let Some(pins) = pins else { return Ok((create()?, name)) };
         if let Some(link) = pins.link(&name)?
-            && sys::link_cgroup(link.as_fd()).map_err(|source| self.error(source))? == Some(id)
+            && matches!(sys::link_cgroup(link.as_fd()), Ok(Some(attached_to)) if attached_to == id)
+            && sys::link_update(link.as_fd(), self.code.as_fd()).is_ok()
         {
-            sys::link_update(link.as_fd(), self.code.as_fd()).map_err(|source| self.error(source))?;
             return Ok((link, name));
         }
+        // Missing, detached by somebody, or of another cgroup.
         let link = create()?;
         pins.pin_link(&name, link.as_fd())?;
         Ok((link, name))

@@ -48,6 +48,20 @@ async fn no_renewal_for_a_role_key_without_a_live_pod() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_renewal_for_pods_that_have_ended() {
+    let node = Node::new();
+    let (ended, lives) = (pod("web", "app", "ended"), pod("web", "other", "lives"));
+    for pod in [&ended, &lives] {
+        node.key(pod).await;
+    }
+    node.credentials.pods_ended(&[Arc::clone(&ended.permit.claims().pod_uid)]);
+    pass(3 * HOUR + 5).await;
+    assert_eq!((node.calls_of("web/app/ended"), node.calls_of("web/other/lives")), (1, 2));
+    // A new pod is served from what is still valid, and renewals go on with its token.
+    assert_eq!(node.key(&pod("web", "app", "new")).await, "ASIA3");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_falls_back_from_a_dead_pods_token_to_a_live_ones() {
     let node = Node::new();
     let dead = pod_with("web", "app", "sa", "dead", 30 * HOUR, Scope::Role);

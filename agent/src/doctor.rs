@@ -1,0 +1,147 @@
+//! `podcred doctor`: what this node can do for attribution, in words that an operator can act on.
+//!
+//! It looks as the server would, from the same container, and tries what the server would try: for a moment the kernel
+//! programs are attached. It changes nothing that stays.
+
+mod checks;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::attribute::cgroup::Cgroups;
+use crate::attribute::inet_diag::InetDiag;
+use crate::attribute::layout::Layout;
+use crate::attribute::proc::HostProc;
+use crate::attribute::{Attribution, Settings, best, load};
+use crate::config::{DoctorConfig, Imds};
+
+/// What was looked at, and what comes of it.
+#[derive(Debug)]
+pub struct Report {
+    items: Vec<Item>,
+    verdict: Verdict,
+}
+
+/// One line of the report.
+#[derive(Debug, PartialEq, Eq)]
+struct Item {
+    state: State,
+    name: &'static str,
+    /// What was found, and where it is not as it should be, what to do.
+    text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ok,
+    /// Podcred serves, with less than it could have.
+    Degraded,
+    /// `--verify enforce` is impossible for this.
+    Broken,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// `--verify enforce` would work.
+    Enforce,
+    /// It would not; what callers would be known by, and why it is no more than that.
+    AuditBy { source: &'static str, why: String },
+    /// The kubelet's cgroups are not there yet.
+    TooEarly,
+}
+
+pub fn run(config: &DoctorConfig) -> Report {
+    let paths = &config.node;
+    let kernel = checks::Kernel::running();
+    let mut items = vec![
+        checks::kernel(&kernel),
+        checks::btf(),
+        checks::capabilities(checks::effective_capabilities()),
+        checks::locked_memory(&kernel),
+        checks::bpf_file_system(paths.pin.as_deref()),
+    ];
+    let layout = Layout::find(&paths.cgroup_root, paths.kubepods_cgroup.as_deref(), &paths.host_proc);
+    items.push(checks::layout(&layout));
+    items.push(checks::cgroup_namespace(&layout));
+    // Pins are left to the agent: they would outlive this look.
+    let mut settings =
+        Settings { paths: paths.clone(), trusted_proxies: Vec::new(), imds: Imds::Observe, log: false };
+    settings.paths.pin = None;
+    if let Ok(layout) = &layout {
+        items.push(checks::kubepods(layout, Cgroups::open(&layout.mount, &layout.kubepods)));
+        items.push(checks::own_cgroup(layout));
+        items.push(checks::programs(&load(&settings, layout)));
+        items.push(checks::host_proc(layout, &HostProc::open(&paths.host_proc, layout)));
+    }
+    items.push(checks::socket_diagnosis(&InetDiag::open()));
+    let verdict = match layout {
+        Err(problem) if problem.may_pass() => Verdict::TooEarly,
+        Ok(_) | Err(_) => Verdict::of(&best(&settings)),
+    };
+    Report { items, verdict }
+}
+
+impl Report {
+    /// 0: enforce is possible. 1: it is not. 2: it cannot be told yet.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self.verdict {
+            Verdict::Enforce => 0,
+            Verdict::AuditBy { .. } => 1,
+            Verdict::TooEarly => 2,
+        })
+    }
+}
+
+impl Verdict {
+    fn of(attribution: &Attribution) -> Self {
+        if attribution.can_enforce() {
+            return Verdict::Enforce;
+        }
+        let why = attribution.problem().unwrap_or_default().to_owned();
+        Verdict::AuditBy { source: attribution.source(), why }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Item { state, name, text } in &self.items {
+            writeln!(f, "{:<9} {name:<18} {text}", state.label())?;
+        }
+        writeln!(f)?;
+        write!(f, "{}", self.verdict)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Enforce => {
+                write!(f, "Callers are known by the kernel programs: --verify enforce is possible.")
+            }
+            Verdict::AuditBy { source: "none", why } => {
+                write!(f, "Callers are not known, and --verify enforce is impossible: {why}")
+            }
+            Verdict::AuditBy { source, why } => {
+                write!(f, "Callers are known by {source}, and --verify enforce is impossible: {why}")
+            }
+            Verdict::TooEarly => {
+                write!(
+                    f,
+                    "Whether callers can be known cannot be told before the kubelet has made its cgroups."
+                )
+            }
+        }
+    }
+}
+
+impl State {
+    fn label(self) -> &'static str {
+        match self {
+            State::Ok => "ok",
+            State::Degraded => "degraded",
+            State::Broken => "broken",
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Programs and maps that outlive the agent, and links that somebody detaches.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use podcred::attribute::probe::{Kind, Probe, ProbeConfig, ProbeError, Upkeep};
+
+use crate::cgroups::Node;
+use crate::loader::{CONTAINER, POD, V4, attributed_to, counters, listener};
+
+/// A bpffs of our own; what is pinned there ends with it.
+struct Bpffs(tempfile::TempDir);
+
+impl Bpffs {
+    fn mount() -> Bpffs {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "bpf", "bpf"]).arg(directory.path()).status().expect("mount(8)");
+        assert!(status.success(), "a bpffs can be mounted");
+        Bpffs(directory)
+    }
+
+    fn pins(&self) -> PathBuf {
+        self.0.path().join("podcred")
+    }
+
+    /// The folder of this version's pins.
+    fn folder(&self) -> PathBuf {
+        let mut folders = list(&self.pins());
+        assert_eq!(folders.len(), 1, "{folders:?}");
+        folders.remove(0)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+fn list(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).expect("readable").map(|entry| entry.expect("readable").path()).collect()
+}
+
+fn pinned(node: &Node, bpffs: &Bpffs) -> ProbeConfig {
+    ProbeConfig { pins: Some(bpffs.pins()), ..node.config() }
+}
+
+#[test]
+fn attempts_are_counted_while_no_agent_is_there() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let probe = node.load_with(&pinned(&node, &bpffs));
+    let (listener, address) = listener(&probe, V4);
+    drop((probe, listener));
+
+    let failed = node.inside(CONTAINER, || TcpStream::connect(address).unwrap_err().kind());
+    assert_eq!(failed, ErrorKind::ConnectionRefused);
+    let probe = node.load_with(&pinned(&node, &bpffs));
+    assert_eq!(counters(&probe, node.id(POD)).refused, 1);
+}
+
+#[test]
+fn without_pins_nothing_stays() {
+    let Some(node) = Node::new() else { return };
+    let probe =
+        node.load_with(&ProbeConfig { refuse_imds: true, host_netns: Some(u64::MAX), ..node.config() });
+    let imds = std::net::TcpListener::bind(V4).unwrap();
+    let address = imds.local_addr().unwrap();
+    probe.watch(address, Kind::Imds).unwrap();
+    node.inside(CONTAINER, || TcpStream::connect(address).unwrap_err());
+    drop(probe);
+    node.inside(CONTAINER, || TcpStream::connect(address).unwrap());
+}
+
+#[test]
+fn a_restarted_agent_goes_on_with_the_same_links_and_each_connection_counts_once() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    drop(node.load_with(&pinned(&node, &bpffs)));
+    let before = list(&bpffs.folder().join("links"));
+    assert_eq!(before.len(), 3, "{before:?}");
+    let probe = node.load_with(&pinned(&node, &bpffs));
+    assert_eq!(list(&bpffs.folder().join("links")), before);
+    let listener = listener(&probe, V4);
+    assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
+    let after = counters(&probe, node.id(POD));
+    assert_eq!((after.connects, after.established), (1, 1));
+}
+
+#[test]
+fn two_agents_at_once_share_the_pins_and_the_older_may_end_first() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let older = node.load_with(&pinned(&node, &bpffs));
+    let older_listener = listener(&older, V4);
+    let newer = node.load_with(&pinned(&node, &bpffs));
+    let newer_listener = listener(&newer, V4);
+    assert_eq!(attributed_to(&node, &older, &older_listener), Some(node.id(CONTAINER)));
+    assert_eq!(attributed_to(&node, &newer, &newer_listener), Some(node.id(CONTAINER)));
+    drop(older);
+    assert_eq!(attributed_to(&node, &newer, &newer_listener), Some(node.id(CONTAINER)));
+    let after = counters(&newer, node.id(POD));
+    assert_eq!((after.connects, after.established), (3, 3), "each connection counts once");
+}
+
+#[test]
+fn agents_that_start_in_the_same_moment_do_not_meet() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let config = pinned(&node, &bpffs);
+    let probes: Vec<Probe> = std::thread::scope(|scope| {
+        let starting: Vec<_> = (0..4).map(|_| scope.spawn(|| node.load_with(&config))).collect();
+        starting.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(list(&bpffs.folder().join("links")).len(), 3);
+    let listener = listener(&probes[2], V4);
+    assert_eq!(attributed_to(&node, &probes[2], &listener), Some(node.id(CONTAINER)));
+    assert_eq!(counters(&probes[0], node.id(POD)).connects, 1);
+}
+
+#[test]
+fn whatever_is_missing_among_the_pins_is_made_again() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let config = pinned(&node, &bpffs);
+    drop(node.load_with(&config));
+    let all = |folder: &Path| {
+        let (mut paths, links) = (list(folder), list(&folder.join("links")));
+        paths.retain(|path| !path.ends_with("links"));
+        [paths, links].concat()
+    };
+    let complete = all(&bpffs.folder()).len();
+    // One by one, as a kill -9 could have left it.
+    for path in all(&bpffs.folder()) {
+        fs::remove_file(&path).unwrap();
+        let probe = node.load_with(&config);
+        assert_eq!(all(&bpffs.folder()).len(), complete, "without {}", path.display());
+        let listener = listener(&probe, V4);
+        assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)), "{}", path.display());
+    }
+    fs::remove_dir_all(bpffs.folder()).unwrap();
+    fs::create_dir(bpffs.pins().join("0123456789abcdef")).unwrap();
+    drop(node.load_with(&config));
+    assert_eq!(all(&bpffs.folder()).len(), complete);
+}
+
+#[test]
+fn another_versions_pins_go_once_ours_are_there() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let config = pinned(&node, &bpffs);
+    drop(node.load_with(&config));
+    fs::rename(bpffs.folder(), bpffs.pins().join("0123456789abcdef")).unwrap();
+    let probe = node.load_with(&config);
+    assert!(!bpffs.folder().ends_with("0123456789abcdef"));
+    let listener = listener(&probe, V4);
+    assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
+}
+
+#[test]
+fn links_to_a_cgroup_that_was_made_anew_are_replaced() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let config = pinned(&node, &bpffs);
+    drop(node.load_with(&config));
+    let before = list(&bpffs.folder().join("links"));
+    fs::remove_dir(&config.kubepods).unwrap();
+    let config = pinned(&node, &bpffs);
+    let probe = node.load_with(&config);
+    let after = list(&bpffs.folder().join("links"));
+    assert_eq!(after.len(), 3, "{after:?}");
+    assert_eq!(after.iter().filter(|link| before.contains(link)).count(), 1, "that at the agent's cgroup");
+    let listener = listener(&probe, V4);
+    assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
+}
+
+#[test]
+fn links_that_somebody_detaches_are_attached_anew() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    for config in [node.config(), pinned(&node, &bpffs)] {
+        let probe = node.load_with(&config);
+        let listener = listener(&probe, V4);
+        assert!(probe.maintain().is_empty(), "nothing to do");
+        probe.detach().unwrap();
+        assert_eq!(attributed_to(&node, &probe, &listener), None);
+        let mended = probe.maintain();
+        let all_attached = mended.iter().all(|one| matches!(one, Upkeep::Reattached { .. }));
+        assert!(mended.len() == 3 && all_attached, "{mended:?}");
+        assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
+        assert!(probe.maintain().is_empty(), "nothing to do");
+    }
+    let probe = node.load_with(&pinned(&node, &bpffs));
+    assert_eq!(list(&bpffs.folder().join("links")).len(), 3);
+    let listener = listener(&probe, V4);
+    assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
+    assert_eq!(counters(&probe, node.id(POD)).connects, 2, "counted once each");
+}
+
+#[test]
+fn pins_elsewhere_than_on_a_bpffs_are_refused() {
+    let Some(node) = Node::new() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let config = ProbeConfig { pins: Some(directory.path().to_owned()), ..node.config() };
+    let error = Probe::load(&config).unwrap_err();
+    assert!(matches!(error, ProbeError::NoBpffs { .. }), "{error}");
+    assert!(error.to_string().contains("mount -t bpf"), "{error}");
+}
+
+#[test]
+fn a_kubepods_cgroup_that_is_not_there_is_named() {
+    let Some(node) = Node::new() else { return };
+    let config = ProbeConfig { kubepods: node.config().kubepods.join("absent"), ..node.config() };
+    let error = Probe::load(&config).unwrap_err();
+    assert!(matches!(&error, ProbeError::Cgroup { path, .. } if path.ends_with("absent")), "{error}");
+}
