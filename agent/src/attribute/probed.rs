@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
 use super::counters::PerPod;
-use super::probe::Probe;
+use super::probe::{Probe, ProbeError};
 use super::{Caller, Unattributed, Workload};
 use crate::causes::chain;
 use crate::config::ServiceAccount;
@@ -73,6 +73,16 @@ impl Probed {
         Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy)))
     }
 
+    /// Makes room for the network namespaces of other pods.
+    pub fn forget_namespaces(&self) -> Result<(), ProbeError> {
+        for (cookie, group) in self.probe.namespaces()? {
+            if !self.cgroups.is_alive(group) {
+                self.probe.forget_namespace(cookie)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the pods of these service accounts reach IMDS, and no others any more.
     pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) {
         let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +113,9 @@ impl Probed {
 pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
-        Ok(None) => Err(Unattributed::NoRecord),
+        Ok(None) if probe.is_attached() => Err(Unattributed::NoRecord),
+        // Somebody has detached the programs; they will be attached again within a second.
+        Ok(None) => Err(Unattributed::CannotTell),
         Err(error) => Err(cannot_tell(&error)),
     }
 }
