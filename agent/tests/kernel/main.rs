@@ -3,6 +3,8 @@
 //! Needs root; without it every test says that it was left out, which in CI is a failure. `PODCRED_TEST_CONNECTIONS`
 //! scales the loads down for slow machines, and `PODCRED_BINARY` names the agent's binary where it has moved.
 
+mod agent;
 mod attribution;
 mod cases;
 mod harness;
+mod verify;
