@@ -6,5 +6,7 @@
 mod agent;
 mod attribution;
 mod cases;
+mod delegates;
 mod harness;
+mod proxies;
 mod verify;
