@@ -1,7 +1,7 @@
 //! What the programs cost a connect() that is none of theirs. `cargo xtask bench-connect` runs this, and judges its numbers.
 //!
-//! One line a measurement: `control` or `programs`, then the nanoseconds of a connect() in two rounds, which differ by nothing
-//! or by the programs. Needs root.
+//! A measurement is two lines, `control` and `programs`: the nanoseconds of a connect() in two rounds, which differ by nothing or
+//! by the programs, then those of a connection from socket() to close(). Both ends are in the pod, so each pays its share. Needs root.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -70,10 +70,13 @@ fn report(
 ) -> Result<()> {
     let before = round(listener)?;
     change(probe)?;
-    let changed = round(listener)? + round(listener)?;
+    let changed = [round(listener)?, round(listener)?];
     probe.detach()?;
-    let plain = before + round(listener)?;
-    println!("{name} {} {}", changed.as_nanos() / 2, plain.as_nanos() / 2);
+    let plain = [before, round(listener)?];
+    let mean = |[one, other]: [Duration; 2]| (one + other).as_nanos() / 2;
+    let connect = [changed, plain].map(|rounds| mean(rounds.map(|round| round.connect)));
+    let whole = [changed, plain].map(|rounds| mean(rounds.map(|round| round.whole)));
+    println!("{name} {} {} {} {}", connect[0], connect[1], whole[0], whole[1]);
     Ok(())
 }
 
@@ -84,23 +87,35 @@ fn attach(probe: &Probe) -> Result<()> {
     Ok(())
 }
 
-/// The median, which does not see the few calls in which another process had the processor.
-fn round(listener: &Socket) -> Result<Duration> {
+/// Medians, which do not see the few calls in which another process had the processor.
+#[derive(Clone, Copy)]
+struct Round {
+    connect: Duration,
+    whole: Duration,
+}
+
+fn round(listener: &Socket) -> Result<Round> {
     let address = listener.local_addr()?;
-    let mut times = Vec::with_capacity(CONNECTIONS);
+    let (mut connect, mut whole) = (Vec::with_capacity(CONNECTIONS), Vec::with_capacity(CONNECTIONS));
     for _ in 0..CONNECTIONS {
+        let start = since_boot();
         let client = socket()?;
         // Reset instead of a last word: 64,000 ports that wait would soon be all there are.
         client.set_linger(Some(Duration::ZERO))?;
-        let start = since_boot();
+        let before = since_boot();
         client.connect(&address)?;
-        times.push(since_boot() - start);
+        connect.push(since_boot() - before);
         let (accepted, _) = listener.accept()?;
         drop(client);
         drop(accepted);
+        whole.push(since_boot() - start);
     }
-    let (_, median, _) = times.select_nth_unstable(CONNECTIONS / 2);
-    Ok(*median)
+    Ok(Round { connect: median(connect), whole: median(whole) })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    let middle = times.len() / 2;
+    *times.select_nth_unstable(middle).1
 }
 
 fn socket() -> Result<Socket> {

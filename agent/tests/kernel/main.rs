@@ -4,10 +4,14 @@
 //! scales the loads down for slow machines, and `PODCRED_BINARY` names the agent's binary where it has moved.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod agent;
 mod attacks;
 mod attribution;
 mod cases;
+mod delegates;
 mod harness;
 mod lifecycle;
 mod load;
+mod proxies;
 mod site;
+mod verify;
