@@ -161,8 +161,7 @@ impl Watched {
 
     /// By [`Caller::group`].
     pub(crate) fn counters_of(&self, group: u64) -> Counters {
-        let counters = self.probe.counters().expect("the counters");
-        counters.into_iter().find(|(of, _)| *of == group).map(|(_, counters)| counters).unwrap_or_default()
+        self.probe.counters().expect("the counters").remove(&group).unwrap_or_default()
     }
 }
 
