@@ -272,14 +272,18 @@ fn who_moves_after_connect_stays_who_it_was() {
     let Some(node) = Watched::node() else { return };
     let [pod, other] = node.pods();
     let listener = node.listener();
-    let client = pod.run(|| {
+    let thread = pod.run(|| {
         let client = TcpStream::connect(listener.address).unwrap();
         other.enter().unwrap();
         client
     });
-    let accepted = listener.accept();
-    assert_opened_by(&accepted, &pod);
-    drop(client);
+    assert_opened_by(&listener.accept(), &pod);
+    drop(thread);
+
+    let client = OwnedFd::from(connect(&pod, listener.address));
+    let process = pod.spawn(Command::new("sleep").arg("1000").stdin(Stdio::from(client))).unwrap();
+    other.adopt(&process).unwrap();
+    assert_opened_by(&listener.accept(), &pod);
 }
 
 #[test]
