@@ -104,6 +104,7 @@ pub(crate) async fn emulator() -> Result<Option<String>> {
         ("ip", "iproute2"),
         ("nsenter", "util-linux"),
         ("sysctl", "procps"),
+        ("update-ca-certificates", "ca-certificates"),
     ];
     let missing = || programs.into_iter().filter(|(program, _)| !on_path(program));
     install_packages(missing().map(|(_, package)| package).collect()).await?;

@@ -75,8 +75,9 @@ impl Guest<'_> {
             while let Some(line) = lines.next_segment().await? {
                 let line = String::from_utf8_lossy(&line);
                 let line = line.trim_end();
-                writeln!(log, "{line}")?;
-                if let Some(news) = outcome.hear(line, clock.elapsed()) {
+                let now = clock.elapsed();
+                writeln!(log, "{:5.1} {line}", now.as_secs_f32())?;
+                if let Some(news) = outcome.hear(line, now) {
                     step(&format!("{}: {news}", self.name));
                 }
             }
