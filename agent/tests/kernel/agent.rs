@@ -7,10 +7,11 @@ use std::process::{ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use loadtest::api_server::ApiServer;
+use loadtest::api_server::{ApiServer, RunningPod};
 use loadtest::eks::{Config, PodToken, SimulatedEks};
 use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, PodSpec, Process};
 use podcred::clock::Clock;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -109,6 +110,44 @@ pub(crate) fn token_for(pod: &Pod, (namespace, account): (&str, &str)) -> PodTok
 
 pub(crate) fn name_of(pod: &Pod) -> String {
     format!("pod-{}", &pod.uid()[..8])
+}
+
+/// Tells the API server of a pod.
+pub(crate) fn runs(api: &ApiServer, pod: &Pod, (namespace, account): (&str, &str), node: &str) {
+    api.add_pod(&RunningPod {
+        uid: pod.uid().to_owned(),
+        namespace: namespace.to_owned(),
+        name: name_of(pod),
+        service_account: account.to_owned(),
+        node: node.to_owned(),
+    });
+}
+
+/// A BPF file system of a test's own; what is pinned there ends with it.
+pub(crate) struct Bpffs {
+    folder: tempfile::TempDir,
+    pins: String,
+}
+
+impl Bpffs {
+    pub(crate) fn mount() -> Bpffs {
+        let folder = tempfile::tempdir().expect("a folder");
+        mount("bpf", folder.path(), "bpf", MountFlags::empty(), None).expect("a BPF file system");
+        let pins = folder.path().join("podcred").to_str().expect("UTF-8").to_owned();
+        Bpffs { folder, pins }
+    }
+
+    pub(crate) fn pins(&self) -> &str {
+        &self.pins
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(self.folder.path(), UnmountFlags::DETACH) {
+            eprintln!("{} stays mounted: {error}", self.folder.path().display());
+        }
+    }
 }
 
 /// A running agent. It is killed at the end, without a chance to say so.

@@ -1,23 +1,12 @@
 //! Drivers that may present other pods' tokens, known by the API server's word on their own pods.
 
-use loadtest::api_server::{Access, ApiServer, RunningPod};
+use loadtest::api_server::Access;
 use loadtest::node::Pod;
 
-use crate::agent::{Agent, Cluster, NODE_NAME, WEB, name_of, until};
+use crate::agent::{Agent, Cluster, NODE_NAME, WEB, runs, until};
 
 const CSI: (&str, &str) = ("kube-system", "csi");
 const ENFORCE: [&str; 4] = ["--verify", "enforce", "--delegate", "kube-system/csi"];
-
-fn runs(api: &ApiServer, pod: &Pod, account: (&str, &str), node: &str) {
-    let (namespace, service_account) = account;
-    api.add_pod(&RunningPod {
-        uid: pod.uid().to_owned(),
-        namespace: namespace.to_owned(),
-        name: name_of(pod),
-        service_account: service_account.to_owned(),
-        node: node.to_owned(),
-    });
-}
 
 fn is_a_delegate(agent: &Agent<'_>, pod: &Pod, token: &str) -> bool {
     agent.ask(pod, token).status == 200

@@ -8,5 +8,8 @@ mod attribution;
 mod cases;
 mod delegates;
 mod harness;
+mod imds;
+mod limits;
+mod pod_metrics;
 mod proxies;
 mod verify;
