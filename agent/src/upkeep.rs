@@ -19,12 +19,16 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Until `cancel`led. What asks the kernel hundreds of times does so on a thread of its own.
 pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, cancel: CancellationToken) {
-    let excepted = imds.mode == Imds::RefusePods && !imds.except.is_empty();
+    let refuses = imds.mode == Imds::RefusePods;
     let exceptions = async {
-        if let Some(probed) = service.attribution.probed().filter(|_| excepted) {
+        if let Some(probed) = service.attribution.probed().filter(|_| refuses) {
             every(EXCEPTIONS_EVERY, || {
                 let (probed, accounts, pods) = (Arc::clone(probed), imds.except.clone(), Arc::clone(&pods));
-                move || probed.except_from_imds(&accounts, &pods)
+                move || {
+                    if let Err(error) = probed.except_from_imds(&accounts, &pods) {
+                        cannot(&error);
+                    }
+                }
             })
             .await;
         }

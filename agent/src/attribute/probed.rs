@@ -1,13 +1,14 @@
 //! Callers by the kernel programs and the pods' cgroups, and what has to be seen to while they run.
 
 use std::collections::HashSet;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
 use super::counters::PerPod;
-use super::probe::Probe;
+use super::probe::{Probe, ProbeError};
 use super::{Caller, Unattributed, Workload};
 use crate::causes::chain;
 use crate::config::ServiceAccount;
@@ -21,14 +22,11 @@ pub struct Probed {
     pub counters: PerPod,
     /// Cgroups of node proxies that connect for pods, from kubepods on.
     proxies: Vec<PathBuf>,
-    /// Cgroups that reach IMDS in spite of `--imds refuse-pods`.
-    excepted: Mutex<HashSet<u64>>,
 }
 
 impl Probed {
     pub fn new(probe: Probe, cgroups: Cgroups, proxies: Vec<PathBuf>) -> Self {
-        let (counters, excepted) = (PerPod::default(), Mutex::default());
-        Probed { probe, cgroups, counters, proxies, excepted }
+        Probed { probe, cgroups, counters: PerPod::default(), proxies }
     }
 
     pub(super) fn caller(&self, socket: &impl AsFd) -> Caller {
@@ -80,26 +78,31 @@ impl Probed {
         Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy) || proxy.starts_with(&place)))
     }
 
-    /// Lets the pods of these service accounts reach IMDS, and no others any more.
-    pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) {
+    /// Lets the pods of these service accounts reach IMDS, and no others any more: what an earlier agent allowed may be
+    /// pinned. Until the pods are listed, that stays as it is.
+    pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) -> Result<(), ProbeError> {
+        if !accounts.is_empty() && !pods.is_complete() {
+            return Ok(());
+        }
         let uids: HashSet<String> = pods.running_as(accounts).into_iter().collect();
-        let groups = match self.cgroups.groups_of_pods() {
-            Ok(groups) => groups,
+        let wanted = match self.cgroups_of(&uids) {
+            Ok(wanted) => wanted,
             Err(error) => {
                 tracing::debug!(event = "cgroups_unreadable", %error, "the pods' cgroups cannot be listed");
-                return;
+                return Ok(());
             }
         };
-        let theirs = groups.into_iter().filter(|pod| uids.contains(&*pod.pod_uid));
-        let wanted: HashSet<u64> = theirs.flat_map(|pod| pod.ids).collect();
-        let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
-        // What cannot be told to the kernel now is tried again.
-        excepted.retain(|id| wanted.contains(id) || self.probe.deny_imds(*id).is_err());
-        for id in wanted {
-            if !excepted.contains(&id) && self.probe.allow_imds(id).is_ok() {
-                excepted.insert(id);
-            }
+        let allowed: HashSet<u64> = self.probe.imds_allowed()?.into_iter().collect();
+        allowed.difference(&wanted).try_for_each(|id| self.probe.deny_imds(*id))?;
+        wanted.difference(&allowed).try_for_each(|id| self.probe.allow_imds(*id))
+    }
+
+    fn cgroups_of(&self, pod_uids: &HashSet<String>) -> io::Result<HashSet<u64>> {
+        if pod_uids.is_empty() {
+            return Ok(HashSet::new());
         }
+        let pods = self.cgroups.groups_of_pods()?;
+        Ok(pods.into_iter().filter(|pod| pod_uids.contains(&*pod.pod_uid)).flat_map(|pod| pod.ids).collect())
     }
 }
 

@@ -40,8 +40,8 @@ fn a_delegate_presents_others_tokens_once_the_pods_are_listed_and_nobody_else_do
     for other in [&liar, &elsewhere] {
         let claimed = [cluster.token_of(other, CSI), cluster.token_of(&driver, CSI)];
         agent.ask(other, &claimed[1]).assert_refused(403, "TokenOfAnotherPod");
-        // Its own token, whatever account it names, makes it no delegate either.
-        agent.ask(other, &claimed[0]);
+        // Its own token, whatever account it names, makes it no delegate either. That account has no role.
+        agent.ask(other, &claimed[0]).assert_refused(404, "ResourceNotFoundException");
         agent.ask(other, &token).assert_refused(403, "TokenOfAnotherPod");
     }
 }
