@@ -4,9 +4,9 @@ use agent_ebpf::{
     Connection, Counters, Destination, LATENCY_BOUNDS, Lost, Pending, caller_flags, settings_flags,
 };
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
-    BPF_TCP_SYN_SENT, bpf_sock, bpf_sock_ops,
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT, bpf_sock,
+    bpf_sock_ops,
 };
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
@@ -127,7 +127,9 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
         &*connection
     };
     let pending = Pending { caller, since: now, slot };
-    if PENDING.insert(connection, &pending, u64::from(BPF_NOEXIST)).is_err() {
+    // In the place of any other: in a namespace of its own a pod can choose addresses, ports and sequence numbers, and so
+    // enter what it guesses to be another's next connection. Whose handshake is just done is right.
+    if PENDING.insert(connection, &pending, u64::from(BPF_ANY)).is_err() {
         free_slot(caller.group, slot, now);
         lost(Lost::Pending);
     }

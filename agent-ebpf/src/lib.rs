@@ -55,9 +55,9 @@ impl Caller {
     }
 }
 
-/// Key of PENDING: a connection as its client sees it. Both sides' initial sequence numbers are in it, so that nobody
-/// outside the client's network namespace can name it and no later connection is taken for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Key of PENDING: a connection as its client sees it. Both sides' initial sequence numbers are in it: two network namespaces
+/// may have the same addresses and ports, and one may use them again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Connection {
     pub client: [u32; 4],

@@ -275,7 +275,7 @@ impl Attribution {
         }
     }
 
-    fn probe(&self) -> Option<&Probe> {
+    pub fn probe(&self) -> Option<&Probe> {
         match &self.source {
             Source::Probe(probed) => Some(&probed.probe),
             Source::Proc(processes) => Some(&processes.probe),

@@ -6,33 +6,29 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::attribute::Probed;
-use crate::attribute::probe::{ProbeError, Upkeep};
-use crate::causes::chain;
+use crate::attribute::probe::Upkeep;
 use crate::config::{Imds, ImdsConfig};
 use crate::node_pods::NodePods;
 use crate::request::Service;
 
-/// A pod that may reach IMDS must not wait long for it, and one whose container was started anew is a new cgroup.
-const EXCEPTIONS_EVERY: Duration = Duration::from_secs(1);
+/// Connections are unattributed from when somebody detaches a program until this is noticed; a pod that may reach IMDS
+/// must not wait long for it, and its container that was started anew is a new cgroup.
+const OFTEN: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Until `cancel`led. What asks the kernel hundreds of times does so on a thread of its own.
 pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, cancel: CancellationToken) {
-    let refuses = imds.mode == Imds::RefusePods;
-    let exceptions = async {
-        if let Some(probed) = service.attribution.probed().filter(|_| refuses) {
-            every(EXCEPTIONS_EVERY, || {
-                let (probed, accounts, pods) = (Arc::clone(probed), imds.except.clone(), Arc::clone(&pods));
-                move || {
-                    if let Err(error) = probed.except_from_imds(&accounts, &pods) {
-                        cannot(&error);
-                    }
-                }
-            })
-            .await;
+    let often = every(OFTEN, || {
+        let (service, imds, pods) = (Arc::clone(&service), imds.clone(), Arc::clone(&pods));
+        move || {
+            maintain(&service);
+            if imds.mode == Imds::RefusePods
+                && let Some(probed) = service.attribution.probed()
+            {
+                probed.except_from_imds(&imds.except, &pods);
+            }
         }
-    };
+    });
     let sweeps = every(SWEEP_EVERY, || {
         let service = Arc::clone(&service);
         move || sweep(&service)
@@ -42,7 +38,7 @@ pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, c
             tracing::warn!(event = "probe_log_failed", %error, "the kernel programs' messages cannot be read");
         }
     };
-    cancel.run_until_cancelled(async { tokio::join!(exceptions, sweeps, messages) }).await;
+    cancel.run_until_cancelled(async { tokio::join!(often, sweeps, messages) }).await;
 }
 
 async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -> W) {
@@ -62,16 +58,18 @@ fn sweep(service: &Service) {
     if let Some(probed) = service.attribution.probed() {
         // Other sources forget a pod whose connections have ended, which may well live on.
         service.credentials.pods_ended(&ended);
-        sweep_probed(service, probed);
+        probed.cgroups.forget_dead();
+        let swept =
+            probed.counters.sweep(&probed.probe, &probed.cgroups).and_then(|()| probed.forget_namespaces());
+        if let Err(error) = swept {
+            service.logged.probe_failed(&error, service.clock.now());
+        }
     }
 }
 
-fn sweep_probed(service: &Service, probed: &Probed) {
-    if let Err(error) = probed.counters.sweep(&probed.probe, &probed.cgroups) {
-        cannot(&error);
-    }
-    probed.cgroups.forget_dead();
-    for found in probed.probe.maintain() {
+fn maintain(service: &Service) {
+    let Some(probe) = service.attribution.probe() else { return };
+    for found in probe.maintain() {
         match found {
             Upkeep::Reattached { program, cgroup } => {
                 service.metrics.link_mended();
@@ -83,7 +81,7 @@ fn sweep_probed(service: &Service, probed: &Probed) {
                      unattributed"
                 );
             }
-            Upkeep::Failed { error } => cannot(&error),
+            Upkeep::Failed { error } => service.logged.probe_failed(&error, service.clock.now()),
             Upkeep::Expired { connections } => {
                 tracing::debug!(
                     event = "pending_expired",
@@ -93,9 +91,4 @@ fn sweep_probed(service: &Service, probed: &Probed) {
             }
         }
     }
-}
-
-fn cannot(error: &ProbeError) {
-    let error = chain(error);
-    tracing::warn!(event = "probe_upkeep_failed", %error, "the kernel programs cannot be looked after; tried again");
 }

@@ -1,8 +1,12 @@
 //! `podcred initialize` in network namespaces of its own. Needs root; without it the tests say that they were left out.
 
-use std::net::SocketAddr;
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const LINK: &str = "pod-id-link0";
 
@@ -55,6 +59,16 @@ impl Namespace {
         log
     }
 
+    fn listen(&self, address: SocketAddr) -> std::io::Result<TcpListener> {
+        let namespace = File::open(format!("/run/netns/{}", self.0))?;
+        // The namespace is a thread's, and this one ends with it.
+        let listen = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            TcpListener::bind(address)
+        };
+        std::thread::spawn(listen).join().unwrap()
+    }
+
     fn exists(&self) -> bool {
         self.ip("link show").contains(LINK)
     }
@@ -99,14 +113,8 @@ fn both_addresses_can_be_bound_at_once() {
     let Some(ns) = Namespace::new() else { return };
     ns.initialized(&[]);
     for address in ["169.254.170.23:80", "[fd00:ec2::23]:80"] {
-        let address: SocketAddr = address.parse().unwrap();
-        // In a child, because the namespace is a thread's and the binary under test has no command that binds one.
-        let python = format!(
-            "import socket; socket.create_server(('{}', 80), family=socket.{})",
-            address.ip(),
-            if address.is_ipv6() { "AF_INET6" } else { "AF_INET" }
-        );
-        run(ns.command("python3").args(["-c", &python]));
+        let listener = ns.listen(address.parse().unwrap());
+        assert!(listener.is_ok(), "{address}: {listener:?}");
     }
 }
 

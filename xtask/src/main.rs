@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod agent;
+mod bench_connect;
 mod build;
 mod build_ebpf;
 mod client;
@@ -15,6 +16,7 @@ mod clock;
 mod demo;
 mod eks;
 mod http;
+mod kernels;
 mod namespace;
 mod place;
 mod process;
@@ -44,6 +46,10 @@ enum Task {
     Test(test::Arguments),
     /// Rebuild the kernel programs that the agent embeds (needs bpf-linker and rust-src, which it installs)
     BuildEbpf(build_ebpf::Arguments),
+    /// Run the tests that speak to the kernel on Debian's kernels, 5.10 to the newest, under qemu
+    Kernels(kernels::Arguments),
+    /// Measure what the kernel programs cost a connect() that is none of theirs
+    BenchConnect(bench_connect::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -75,6 +81,8 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Sdks(arguments) => Box::pin(sdks::run(&arguments)).await,
         Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
         Task::BuildEbpf(arguments) => Box::pin(build_ebpf::run(&arguments)).await,
+        Task::Kernels(arguments) => Box::pin(kernels::run(&arguments)).await,
+        Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

@@ -20,6 +20,9 @@ pub(crate) fn venv() -> PathBuf {
 
 pub(crate) async fn all() -> Result<()> {
     promtool().await?;
+    if let Some(reason) = emulator().await? {
+        step(&format!("Left out: {reason}"));
+    }
     let (_, left_out) = sdks(&Sdk::ALL).await?;
     for (sdk, reason) in left_out {
         step(&format!("{} is left out: {reason}", sdk.title()));
@@ -87,10 +90,35 @@ pub(crate) async fn promtool() -> Result<Option<PathBuf>> {
     Ok(promtool.is_file().then_some(promtool))
 }
 
-async fn system_packages() -> Result<()> {
-    if !is_root() || !on_path("apt-get") {
-        return Ok(());
+/// Sees to it that guests can be run here; returns why not.
+pub(crate) async fn emulator() -> Result<Option<String>> {
+    let what = "the tests on other kernels under qemu";
+    if !cfg!(all(target_arch = "x86_64", target_env = "gnu")) {
+        return Ok(Some(format!(
+            "{what}: those kernels are x86-64 and this machine is not, or its Rust is not for glibc"
+        )));
     }
+    let programs = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+        ("ip", "iproute2"),
+        ("nsenter", "util-linux"),
+        ("sysctl", "procps"),
+    ];
+    let missing = || programs.into_iter().filter(|(program, _)| !on_path(program));
+    install_packages(missing().map(|(_, package)| package).collect()).await?;
+    let missing =
+        missing().map(|(program, _)| program).chain(["apt-get"].into_iter().filter(|apt| !on_path(apt)));
+    let missing: Vec<&str> = missing.collect();
+    Ok((!missing.is_empty()).then(|| {
+        format!(
+            "{what}: {} not on the PATH, and only root on Debian can have it installed",
+            missing.join(", ")
+        )
+    }))
+}
+
+async fn system_packages() -> Result<()> {
     let mut packages = Vec::new();
     if !on_path("ip") {
         packages.push("iproute2");
@@ -103,7 +131,12 @@ async fn system_packages() -> Result<()> {
     if ensurepip.is_err() {
         packages.push("python3-venv");
     }
-    if packages.is_empty() {
+    install_packages(packages).await
+}
+
+/// As root, on Debian and its kin; elsewhere whoever needs a package says so.
+async fn install_packages(packages: Vec<&str>) -> Result<()> {
+    if packages.is_empty() || !is_root() || !on_path("apt-get") {
         return Ok(());
     }
     step(&format!("Installing {} (apt)", packages.join(", ")));

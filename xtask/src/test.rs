@@ -14,7 +14,7 @@ use crate::clock::Stopwatch;
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step, table};
 use crate::sdk::Sdk;
-use crate::{build_ebpf, demo, sdks, setup};
+use crate::{build_ebpf, demo, kernels, sdks, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -37,6 +37,8 @@ enum Step {
     Sdks,
     /// cargo xtask demo, short
     Demo,
+    /// cargo xtask kernels, on the oldest
+    Kernels,
     /// cargo deny check
     Deny,
 }
@@ -90,6 +92,7 @@ impl Step {
                 let short = demo::Arguments { keep: false, pods, roles, profile: Profile::Dev, agent: None };
                 Ok((Box::pin(demo::run(&short)).await?, None))
             }
+            Step::Kernels => kernels().await,
             Step::Deny => deny().await,
         }
     }
@@ -143,7 +146,7 @@ fn with_folder_of(program: Option<&Path>) -> Result<OsString> {
 }
 
 /// The numbers of `test result: ok. 12 passed; 0 failed; 1 ignored; …`; none of any other line.
-fn test_result(line: &str) -> Counts {
+pub(crate) fn test_result(line: &str) -> Counts {
     let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else {
         return Counts::default();
     };
@@ -152,6 +155,19 @@ fn test_result(line: &str) -> Counts {
         parts.find_map(|part| part.strip_suffix(word)?.trim().parse().ok()).unwrap_or_default()
     };
     Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") }
+}
+
+async fn kernels() -> Result<(Counts, LeftOut)> {
+    if let Some(reason) = setup::emulator().await? {
+        return Ok((Counts { skipped: 1, ..Counts::default() }, Some(reason)));
+    }
+    let arguments = kernels::Arguments {
+        only: vec![kernels::oldest()],
+        keep_going: false,
+        connections: kernels::CONNECTIONS,
+        filters: Vec::new(),
+    };
+    Ok((Box::pin(kernels::run_here(&arguments)).await?, None))
 }
 
 async fn deny() -> Result<(Counts, LeftOut)> {

@@ -1,10 +1,9 @@
 //! Callers by the kernel programs and the pods' cgroups, and what has to be seen to while they run.
 
 use std::collections::HashSet;
-use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
 use super::counters::PerPod;
@@ -22,11 +21,15 @@ pub struct Probed {
     pub counters: PerPod,
     /// Cgroups of node proxies that connect for pods, from kubepods on.
     proxies: Vec<PathBuf>,
+    /// Cgroups that reach IMDS in spite of `--imds refuse-pods`.
+    excepted: Mutex<HashSet<u64>>,
 }
 
 impl Probed {
     pub fn new(probe: Probe, cgroups: Cgroups, proxies: Vec<PathBuf>) -> Self {
-        Probed { probe, cgroups, counters: PerPod::default(), proxies }
+        // Where maps are pinned an earlier agent's are there.
+        let excepted = Mutex::new(probe.imds_allowed().unwrap_or_default().into_iter().collect());
+        Probed { probe, cgroups, counters: PerPod::default(), proxies, excepted }
     }
 
     pub(super) fn caller(&self, socket: &impl AsFd) -> Caller {
@@ -72,44 +75,55 @@ impl Probed {
         Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy)))
     }
 
+    /// Makes room for the network namespaces of other pods.
+    pub fn forget_namespaces(&self) -> Result<(), ProbeError> {
+        for (cookie, group) in self.probe.namespaces()? {
+            if !self.cgroups.is_alive(group) {
+                self.probe.forget_namespace(cookie)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Namespaces are noted by the pod, and what is trusted may be one container of it.
     fn holds_proxy(&self, group: u64) -> Result<bool, NoPod> {
         let place = self.cgroups.place_of(group)?;
         Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy) || proxy.starts_with(&place)))
     }
 
-    /// Lets the pods of these service accounts reach IMDS, and no others any more: what an earlier agent allowed may be
-    /// pinned. Until the pods are listed, that stays as it is.
-    pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) -> Result<(), ProbeError> {
-        if !accounts.is_empty() && !pods.is_complete() {
-            return Ok(());
+    /// Lets the pods of these service accounts reach IMDS, and no others any more.
+    pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) {
+        let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the pods are listed, those that an earlier agent excepted stay so; with no accounts they end at once.
+        if (accounts.is_empty() && excepted.is_empty()) || (!accounts.is_empty() && !pods.is_complete()) {
+            return;
         }
         let uids: HashSet<String> = pods.running_as(accounts).into_iter().collect();
-        let wanted = match self.cgroups_of(&uids) {
-            Ok(wanted) => wanted,
+        let groups = match self.cgroups.groups_of_pods() {
+            Ok(groups) => groups,
             Err(error) => {
                 tracing::debug!(event = "cgroups_unreadable", %error, "the pods' cgroups cannot be listed");
-                return Ok(());
+                return;
             }
         };
-        let allowed: HashSet<u64> = self.probe.imds_allowed()?.into_iter().collect();
-        allowed.difference(&wanted).try_for_each(|id| self.probe.deny_imds(*id))?;
-        wanted.difference(&allowed).try_for_each(|id| self.probe.allow_imds(*id))
-    }
-
-    fn cgroups_of(&self, pod_uids: &HashSet<String>) -> io::Result<HashSet<u64>> {
-        if pod_uids.is_empty() {
-            return Ok(HashSet::new());
+        let theirs = groups.into_iter().filter(|pod| uids.contains(&*pod.pod_uid));
+        let wanted: HashSet<u64> = theirs.flat_map(|pod| pod.ids).collect();
+        // What cannot be told to the kernel now is tried again.
+        excepted.retain(|id| wanted.contains(id) || self.probe.deny_imds(*id).is_err());
+        for id in wanted {
+            if !excepted.contains(&id) && self.probe.allow_imds(id).is_ok() {
+                excepted.insert(id);
+            }
         }
-        let pods = self.cgroups.groups_of_pods()?;
-        Ok(pods.into_iter().filter(|pod| pod_uids.contains(&*pod.pod_uid)).flat_map(|pod| pod.ids).collect())
     }
 }
 
 pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
-        Ok(None) => Err(Unattributed::NoRecord),
+        Ok(None) if probe.is_attached() => Err(Unattributed::NoRecord),
+        // Somebody has detached the programs; they will be attached again within a second.
+        Ok(None) => Err(Unattributed::CannotTell),
         Err(error) => Err(cannot_tell(&error)),
     }
 }

@@ -1,4 +1,4 @@
-//! What went wrong with requests and connections, in the log.
+//! What goes wrong again and again, in the log once a minute.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::attribute::Workload;
+use crate::attribute::probe::ProbeError;
+use crate::causes::chain;
 use crate::claims::Claims;
 use crate::clock::Now;
 use crate::pods::Pod;
@@ -89,6 +91,13 @@ impl Logged {
             "connections are refused: as many are open as may (node: --max-connections, pod: --pod-connections), and \
              all of them wait for an answer"
         );
+    }
+
+    pub(crate) fn probe_failed(&self, error: &ProbeError, now: Now) {
+        if self.is_due(("probe_upkeep_failed", None, None), now) {
+            let error = chain(error);
+            tracing::warn!(event = "probe_upkeep_failed", %error, "the kernel programs cannot be looked after; tried again");
+        }
     }
 
     fn is_due(&self, about: About, now: Now) -> bool {

@@ -3,17 +3,23 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use agent_ebpf::{Caller, Counters, Kind};
 use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, PodSpec};
+use podcred::attribute::cgroup::{Cgroups, PodCgroup};
 use podcred::attribute::probe::{Probe, ProbeConfig};
+use podcred::clock::Clock;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::runtime::Builder;
 
 /// Nothing here takes this long unless it is broken, not even where an emulator runs the kernel.
 pub(crate) const BROKEN: Duration = Duration::from_secs(120);
+
+/// Below those that connect() takes.
+const FIRST_PORT: u16 = 2_000;
 
 /// What the issue of attribution asks for; fewer where the machine is slow.
 pub(crate) fn connections() -> usize {
@@ -26,12 +32,14 @@ pub(crate) fn connections() -> usize {
 /// A node on which the probe watches.
 pub(crate) struct Watched {
     pub(crate) probe: Arc<Probe>,
+    cgroups: Cgroups,
     pub(crate) node: Node,
+    next_port: AtomicU16,
     _others: Others,
 }
 
 /// Tests that measure run alone; the others run beside each other.
-enum Others {
+pub(crate) enum Others {
     #[expect(dead_code, reason = "held until the test ends")]
     Welcome(RwLockReadGuard<'static, ()>),
     #[expect(dead_code, reason = "held until the test ends")]
@@ -39,6 +47,16 @@ enum Others {
 }
 
 static QUIET: RwLock<()> = RwLock::new(());
+
+impl Others {
+    pub(crate) fn welcome() -> Others {
+        Others::Welcome(QUIET.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn waiting() -> Others {
+        Others::Waiting(QUIET.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl Watched {
     /// None where this test is left out.
@@ -48,13 +66,11 @@ impl Watched {
 
     /// As [`Watched::node`], with no other test beside.
     pub(crate) fn alone() -> Option<Watched> {
-        let others = Others::Waiting(QUIET.write().unwrap_or_else(PoisonError::into_inner));
-        Watched::start(Layout::default(), others, |_| {})
+        Watched::start(Layout::default(), Others::waiting(), |_| {})
     }
 
     pub(crate) fn with(layout: Layout, change: impl FnOnce(&mut ProbeConfig)) -> Option<Watched> {
-        let others = Others::Welcome(QUIET.read().unwrap_or_else(PoisonError::into_inner));
-        Watched::start(layout, others, change)
+        Watched::start(layout, Others::welcome(), change)
     }
 
     fn start(layout: Layout, others: Others, change: impl FnOnce(&mut ProbeConfig)) -> Option<Watched> {
@@ -65,17 +81,18 @@ impl Watched {
         let mut config = config_for(&node);
         change(&mut config);
         let probe = Arc::new(Probe::load(&config).expect("the probe loads"));
-        Some(Watched { probe, node, _others: others })
+        let cgroups = Cgroups::open(node.cgroup_mount(), node.kubepods()).expect("the cgroups");
+        Some(Watched { probe, cgroups, node, next_port: AtomicU16::new(FIRST_PORT), _others: others })
     }
 
     /// The same node with its probe loaded anew.
     pub(crate) fn reloaded(self, change: impl FnOnce(&mut ProbeConfig)) -> Watched {
-        let Watched { probe, node, _others } = self;
+        let Watched { probe, node, .. } = self;
         drop(probe);
         let mut config = config_for(&node);
         change(&mut config);
         let probe = Arc::new(Probe::load(&config).expect("the probe loads"));
-        Watched { probe, node, _others }
+        Watched { probe, node, ..self }
     }
 
     pub(crate) fn pods<const N: usize>(&self) -> [Pod; N] {
@@ -101,7 +118,7 @@ impl Watched {
             // Only to please tokio, which has nothing to do here.
             let runtime = Builder::new_current_thread().enable_io().build()?;
             let _inside = runtime.enter();
-            podcred::server::listen(SocketAddr::new(ip, 0), mark)?.into_std()
+            podcred::server::listen(SocketAddr::new(ip, self.port()), mark)?.into_std()
         };
         let listener = Listener::new(self.in_agent(listen), Arc::clone(&self.probe));
         self.probe.watch(listener.address, Kind::Credentials).expect("room for a destination");
@@ -111,7 +128,7 @@ impl Watched {
     /// A listener of the agent's as it must not be made: whatever the node's sysctls say of TCP Fast Open goes.
     pub(crate) fn careless_listener(&self) -> Listener {
         let listen = || {
-            let address = SocketAddr::from((CREDENTIALS_V4, 0));
+            let address = SocketAddr::from((CREDENTIALS_V4, self.port()));
             let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
             socket.bind(&address.into())?;
             self.probe.mark(&socket).map_err(io::Error::other)?;
@@ -125,11 +142,21 @@ impl Watched {
 
     /// A listener of somebody else on the node, on which the agent's port means nothing.
     pub(crate) fn foreign_listener(&self, ip: IpAddr) -> Listener {
-        Listener::new(self.in_agent(|| TcpListener::bind((ip, 0))), Arc::clone(&self.probe))
+        Listener::new(self.in_agent(|| TcpListener::bind((ip, self.port()))), Arc::clone(&self.probe))
+    }
+
+    /// No client's of any namespace: attackers listen on it too.
+    pub(crate) fn port(&self) -> u16 {
+        self.next_port.fetch_add(1, Ordering::Relaxed)
     }
 
     fn in_agent<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> T {
         self.node.agent().run(f).expect("the agent's place").expect("a socket")
+    }
+
+    /// The pod that the cgroup of this connection leads to.
+    pub(crate) fn pod_of(&self, accepted: &Accepted) -> PodCgroup {
+        self.cgroups.pod_of(accepted.caller().cgroup_id).expect("the cgroup of a pod")
     }
 
     /// The counters of this pod, or of its only container where the kernel cannot tell them apart.
@@ -225,6 +252,16 @@ impl Accepted {
 #[track_caller]
 pub(crate) fn assert_opened_by(accepted: &Accepted, place: &Place) {
     assert_eq!(accepted.caller().cgroup_id, place.cgroup_id(), "{:?}", accepted.caller());
+}
+
+/// Waits for a state that nothing tells.
+#[track_caller]
+pub(crate) fn until(state: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Clock::default().now().mono + BROKEN;
+    while !reached() {
+        assert!(Clock::default().now().mono < deadline, "not within {BROKEN:?}: {state}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 pub(crate) fn connect(from: &Place, to: SocketAddr) -> TcpStream {

@@ -18,6 +18,8 @@ use super::{CREDENTIALS_V4, CREDENTIALS_V6, IMDS_V4, IMDS_V6};
 
 const BRIDGE: &str = "pods0";
 const LOOPBACK: u32 = 1;
+/// First byte of a hardware address that no vendor gave.
+const LOCALLY_ADMINISTERED: u8 = 2;
 const V4_PREFIX: u8 = 16;
 const V6_PREFIX: u8 = 64;
 
@@ -36,7 +38,9 @@ pub(super) struct Addresses {
 #[derive(Debug)]
 pub(super) struct Wire {
     node: Arc<Namespace>,
+    bridge: u32,
     link: u32,
+    hardware: [u8; 6],
 }
 
 impl Addresses {
@@ -72,6 +76,17 @@ impl Namespace {
     /// Moves the calling thread.
     pub(super) fn enter(&self) -> io::Result<()> {
         Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
+    }
+
+    /// Gives `lo` these addresses, whosever they are elsewhere.
+    pub(super) fn pretend(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.netlink(async |netlink| {
+            up(&netlink, LOOPBACK).await?;
+            for address in addresses {
+                add_address(&netlink, LOOPBACK, *address, if address.is_ipv4() { 32 } else { 128 }).await?;
+            }
+            Ok(())
+        })
     }
 
     /// A netlink socket belongs to the namespace in which it was opened.
@@ -122,9 +137,12 @@ impl Wire {
         pod: &Namespace,
         addresses: Addresses,
     ) -> Result<Wire> {
+        let [c, d, e, f] = fastrand::u32(..).to_be_bytes();
+        let hardware = [LOCALLY_ADMINISTERED, 0, c, d, e, f];
         let link = node.netlink(async |netlink| {
             let name = format!("pod{:04x}", fastrand::u32(..));
-            let inside = LinkUnspec::new_with_name("eth0").setns_by_fd(pod.0.as_raw_fd()).build();
+            let inside = LinkUnspec::new_with_name("eth0").address(hardware.to_vec());
+            let inside = inside.setns_by_fd(pod.0.as_raw_fd()).build();
             let pair = LinkVeth::new(&name, "")
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(inside)))
                 .controller(bridge)
@@ -133,7 +151,7 @@ impl Wire {
             index_of(&netlink, &name).await
         })?;
         // From here on a failure takes the pair with it.
-        let wire = Wire { node: Arc::clone(node), link };
+        let wire = Wire { node: Arc::clone(node), bridge, link, hardware };
         pod.netlink(async |netlink| {
             up(&netlink, LOOPBACK).await?;
             let eth0 = index_of(&netlink, "eth0").await?;
@@ -149,6 +167,15 @@ impl Wire {
             Ok(())
         })?;
         Ok(wire)
+    }
+
+    /// What the node sends to this address goes over this wire from now on.
+    pub(super) fn attract(&self, address: IpAddr) -> Result<()> {
+        self.node.netlink(async |netlink| {
+            let neighbour = netlink.neighbours().add(self.bridge, address);
+            let neighbour = neighbour.link_layer_address(&self.hardware).replace();
+            neighbour.execute().await.with_context(|| format!("the neighbour {address}"))
+        })
     }
 }
 

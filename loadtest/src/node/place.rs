@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
@@ -41,9 +42,14 @@ impl Place {
     /// Moves the calling thread here, for good or until it enters another place. It must have left, or ended, before
     /// this place's pod or node ends.
     pub fn enter(&self) -> io::Result<()> {
-        // Zero stands for the thread that writes.
-        (&self.threads).write_all(b"0")?;
+        self.enter_cgroup()?;
         self.namespace.enter()
+    }
+
+    /// As [`Place::enter`], in the network namespace where the thread is.
+    pub fn enter_cgroup(&self) -> io::Result<()> {
+        // Zero stands for the thread that writes.
+        (&self.threads).write_all(b"0")
     }
 
     /// What `f` gives when a thread in this place runs it.
@@ -59,8 +65,20 @@ impl Place {
 
     /// A process in this place.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Process> {
-        // A child starts in the cgroup and the namespace of the thread that makes it.
-        self.run(|| command.spawn().map(Process))?
+        self.spawn_after(|| Ok(()), command)
+    }
+
+    /// A process that also has, or lacks, what `prepare` changes of the thread that makes it: capabilities, namespaces.
+    pub fn spawn_after(
+        &self,
+        prepare: impl FnOnce() -> io::Result<()> + Send,
+        command: &mut Command,
+    ) -> io::Result<Process> {
+        // A child starts in the cgroup and the namespaces of the thread that makes it.
+        self.run(|| {
+            prepare()?;
+            command.spawn().map(Process)
+        })?
     }
 
     /// Moves a process here, and leaves its network as it is.
@@ -73,6 +91,12 @@ impl Place {
     pub fn nested(&self, path: &str) -> Result<Place> {
         make_threaded(&self.cgroup, Path::new(path))?;
         Place::new(&self.cgroup.join(path), Arc::clone(&self.namespace))
+    }
+
+    /// Gives the loopback device of this place's network namespace addresses that may be somebody else's. For namespaces
+    /// that an attacker made; a pod's own would lose its way to the node.
+    pub fn pretend(&self, addresses: &[IpAddr]) -> Result<()> {
+        self.namespace.pretend(addresses)
     }
 
     /// A place in this cgroup with another process's network namespace.

@@ -1,6 +1,8 @@
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::sync::Arc;
+
+use anyhow::{Context, Result};
 
 use super::cgroup::OwnedCgroup;
 use super::layout::{Qos, new_uid};
@@ -49,7 +51,7 @@ pub struct Pod {
     container_id: String,
     addresses: Addresses,
     // Dropped in this order: the network first, as the kubelet does it.
-    _wire: Option<Wire>,
+    wire: Option<Wire>,
     place: Place,
     _cgroup: OwnedCgroup,
     _node: Arc<Shared>,
@@ -65,7 +67,7 @@ impl Pod {
         cgroup: OwnedCgroup,
         node: Arc<Shared>,
     ) -> Pod {
-        Pod { spec, container_id, addresses, _wire: wire, place, _cgroup: cgroup, _node: node }
+        Pod { spec, container_id, addresses, wire, place, _cgroup: cgroup, _node: node }
     }
 
     pub fn uid(&self) -> &str {
@@ -78,6 +80,12 @@ impl Pod {
 
     pub fn is_host_network(&self) -> bool {
         self.spec.host_network
+    }
+
+    /// What the node sends to this address comes to this pod from now on, as after an answer to ARP that a container
+    /// with CAP_NET_RAW forged.
+    pub fn attract(&self, address: IpAddr) -> Result<()> {
+        self.wire.as_ref().context("a hostNetwork pod has no wire of its own")?.attract(address)
     }
 
     /// The node's, for a pod with hostNetwork.

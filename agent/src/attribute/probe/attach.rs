@@ -66,7 +66,7 @@ impl Attachments {
         let mut links = self.links();
         let mut report = Vec::new();
         for (place, link) in self.places.iter().zip(links.iter_mut()) {
-            if link.as_ref().is_some_and(|link| matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_)))) {
+            if is_attached(link.as_ref()) {
                 continue;
             }
             *link = None;
@@ -83,6 +83,10 @@ impl Attachments {
         report
     }
 
+    pub(super) fn are_attached(&self) -> bool {
+        self.links().iter().all(|link| is_attached(link.as_ref()))
+    }
+
     pub(super) fn detach(&self) -> Result<(), ProbeError> {
         for (place, link) in self.places.iter().zip(self.links().iter()) {
             if let Some(link) = link {
@@ -90,6 +94,11 @@ impl Attachments {
             }
         }
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn program(&self, name: &str) -> Option<&OwnedFd> {
+        self.places.iter().find(|place| place.program == name).map(|place| &place.code)
     }
 
     /// Each program's name and where it is.
@@ -100,6 +109,10 @@ impl Attachments {
     fn links(&self) -> MutexGuard<'_, Vec<Option<OwnedFd>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_attached(link: Option<&OwnedFd>) -> bool {
+    link.is_some_and(|link| matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_))))
 }
 
 impl Place {
@@ -120,11 +133,12 @@ impl Place {
         };
         let Some(pins) = pins else { return Ok((create()?, name)) };
         if let Some(link) = pins.link(&name)?
-            && sys::link_cgroup(link.as_fd()).map_err(|source| self.error(source))? == Some(id)
+            && matches!(sys::link_cgroup(link.as_fd()), Ok(Some(attached_to)) if attached_to == id)
+            && sys::link_update(link.as_fd(), self.code.as_fd()).is_ok()
         {
-            sys::link_update(link.as_fd(), self.code.as_fd()).map_err(|source| self.error(source))?;
             return Ok((link, name));
         }
+        // Missing, detached by somebody, or of another cgroup.
         let link = create()?;
         pins.pin_link(&name, link.as_fd())?;
         Ok((link, name))

@@ -85,6 +85,11 @@ impl ProbeError {
             return ProbeError::Object(format!("program {program}: {}", crate::causes::chain(&error)));
         };
         by_errno(format!("program {program}"), io_error).unwrap_or_else(|(what, source)| {
+            // Without PERFMON the verifier takes less, and says so as if the program were at fault.
+            let missing = missing_capabilities();
+            if !missing.is_empty() {
+                return ProbeError::Capabilities { what, missing };
+            }
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
             let log = lines[lines.len().saturating_sub(VERIFIER_LINES)..].join("; ");
@@ -142,8 +147,14 @@ fn missing_capabilities() -> String {
         (CapabilitySet::NET_ADMIN, "NET_ADMIN"),
         (CapabilitySet::PERFMON, "PERFMON"),
     ];
+    // SYS_ADMIN stands for what was split off it.
+    let stand_in = match own.effective.contains(CapabilitySet::SYS_ADMIN) {
+        true => CapabilitySet::BPF | CapabilitySet::PERFMON,
+        false => CapabilitySet::empty(),
+    };
+    let here = own.effective | stand_in;
     let missing: Vec<&str> =
-        needed.iter().filter(|(one, _)| !own.effective.contains(*one)).map(|(_, name)| *name).collect();
+        needed.iter().filter(|(one, _)| !here.contains(*one)).map(|(_, name)| *name).collect();
     missing.join(", ")
 }
 

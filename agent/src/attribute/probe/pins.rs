@@ -31,6 +31,9 @@ const MAPS: [&str; 11] = [
     "LOST_EVENTS",
 ];
 
+/// Hexadecimal digits of a folder's name.
+const NAME: usize = 16;
+
 const LINKS: &str = "links";
 
 pub(super) struct Pins {
@@ -55,7 +58,7 @@ impl Pins {
             return Err(ProbeError::NoBpffs { path: root.to_owned() });
         }
         let hash = digest(&SHA256, object);
-        let name: String = hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let name: String = hash.as_ref().iter().take(NAME / 2).map(|byte| format!("{byte:02x}")).collect();
         Ok(Pins { root: root.to_owned(), directory, own: root.join(name) })
     }
 
@@ -111,10 +114,11 @@ impl Locked<'_> {
 
     /// Removes the folders of other versions, now that our own programs run.
     pub(super) fn remove_other_versions(&self) -> Result<(), ProbeError> {
-        self.each(
-            &self.pins.root,
-            |path| if path == self.pins.own { Ok(()) } else { fs::remove_dir_all(path) },
-        )
+        self.each(&self.pins.root, |path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_version = name.len() == NAME && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if is_version && path != self.pins.own { fs::remove_dir_all(path) } else { Ok(()) }
+        })
     }
 
     fn each(&self, folder: &Path, act: impl Fn(&Path) -> io::Result<()>) -> Result<(), ProbeError> {

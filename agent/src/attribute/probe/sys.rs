@@ -25,6 +25,10 @@ pub(super) enum Hook {
 enum Command {
     Pin = 6,
     Pinned = 7,
+    #[cfg(test)]
+    Attach = 8,
+    #[cfg(test)]
+    Detach = 9,
     ObjectInfo = 15,
     ProgramQuery = 16,
     LinkCreate = 28,
@@ -144,6 +148,29 @@ pub(super) fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Attache
     unsafe { bpf(Command::ProgramQuery, &mut attributes) }?;
     let programs = programs.iter().copied().take(attributes.count as usize).collect();
     Ok(Attached { flags: attributes.attach_flags, programs })
+}
+
+/// Attaches a program as was done before there were links, so that it tolerates no other there.
+#[cfg(test)]
+pub(super) fn attach_exclusively(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: Hook,
+) -> io::Result<()> {
+    let mut attributes = [cgroup.as_raw_fd(), program.as_raw_fd(), hook as i32, 0];
+    // SAFETY: these are the command's attributes, and none is a pointer.
+    unsafe { bpf(Command::Attach, &mut attributes) }.map(drop)
+}
+
+#[cfg(test)]
+pub(super) fn detach_exclusive(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: Hook,
+) -> io::Result<()> {
+    let mut attributes = [cgroup.as_raw_fd(), program.as_raw_fd(), hook as i32, 0];
+    // SAFETY: as above.
+    unsafe { bpf(Command::Detach, &mut attributes) }.map(drop)
 }
 
 /// Attributes of the two commands about pins.

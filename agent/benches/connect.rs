@@ -1,0 +1,123 @@
+//! What the programs cost a connect() that is none of theirs. `cargo xtask bench-connect` runs this, and judges its numbers.
+//!
+//! A measurement is two lines, `control` and `programs`: the nanoseconds of a connect() in two rounds, which differ by nothing or
+//! by the programs, then those of a connection from socket() to close(). Both ends are in the pod, so each pays its share. Needs root.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use agent_ebpf::Kind;
+use anyhow::{Context, Result, ensure};
+use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, IMDS_V4, IMDS_V6, Layout, Node, PodSpec};
+use podcred::attribute::probe::{Probe, ProbeConfig, Upkeep};
+use podcred::clock::since_boot;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A round takes some 20 ms: what else the machine does changes more slowly.
+const CONNECTIONS: usize = 512;
+
+fn main() -> Result<()> {
+    // cargo's own argument comes last.
+    let measurements = std::env::args().nth(1).context("how many measurements?")?;
+    let measurements: usize = measurements.parse().context("a number of measurements")?;
+    let node = Node::start(Layout::default())?;
+    let pod = node.pod(PodSpec::default())?;
+    let probe = load(&node)?;
+    pod.run(|| measure(&probe, measurements))?
+}
+
+/// As an agent has it that looks at everything.
+fn load(node: &Node) -> Result<Probe> {
+    let probe = Probe::load(&ProbeConfig {
+        kubepods: node.kubepods().to_owned(),
+        kubepods_level: node.kubepods_level(),
+        agent_cgroup: node.agent().cgroup().to_owned(),
+        pins: None,
+        host_netns: None,
+        refuse_imds: true,
+        learn_namespaces: true,
+        log: false,
+    })?;
+    for (ip, kind) in [
+        (CREDENTIALS_V4.into(), Kind::Credentials),
+        (CREDENTIALS_V6.into(), Kind::Credentials),
+        (IMDS_V4.into(), Kind::Imds),
+        (IMDS_V6.into(), Kind::Imds),
+    ] {
+        probe.watch(SocketAddr::new(ip, 80), kind)?;
+    }
+    Ok(probe)
+}
+
+fn measure(probe: &Probe, measurements: usize) -> Result<()> {
+    let listener = socket()?;
+    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    listener.listen(1)?;
+    probe.detach()?;
+    for _ in 0..measurements {
+        report("control", probe, &listener, |_| Ok(()))?;
+        report("programs", probe, &listener, attach)?;
+    }
+    Ok(())
+}
+
+/// Four rounds: plain, changed, changed, plain. Whatever grows or shrinks evenly over them does so in both sums.
+fn report(
+    name: &str,
+    probe: &Probe,
+    listener: &Socket,
+    change: impl FnOnce(&Probe) -> Result<()>,
+) -> Result<()> {
+    let before = round(listener)?;
+    change(probe)?;
+    let changed = [round(listener)?, round(listener)?];
+    probe.detach()?;
+    let plain = [before, round(listener)?];
+    let mean = |[one, other]: [Duration; 2]| (one + other).as_nanos() / 2;
+    let connect = [changed, plain].map(|rounds| mean(rounds.map(|round| round.connect)));
+    let whole = [changed, plain].map(|rounds| mean(rounds.map(|round| round.whole)));
+    println!("{name} {} {} {} {}", connect[0], connect[1], whole[0], whole[1]);
+    Ok(())
+}
+
+fn attach(probe: &Probe) -> Result<()> {
+    let upkeep = probe.maintain();
+    let attached = upkeep.iter().filter(|done| matches!(done, Upkeep::Reattached { .. })).count();
+    ensure!(attached > 0, "the programs are not attached again: {upkeep:?}");
+    Ok(())
+}
+
+/// Medians, which do not see the few calls in which another process had the processor.
+#[derive(Clone, Copy)]
+struct Round {
+    connect: Duration,
+    whole: Duration,
+}
+
+fn round(listener: &Socket) -> Result<Round> {
+    let address = listener.local_addr()?;
+    let (mut connect, mut whole) = (Vec::with_capacity(CONNECTIONS), Vec::with_capacity(CONNECTIONS));
+    for _ in 0..CONNECTIONS {
+        let start = since_boot();
+        let client = socket()?;
+        // Reset instead of a last word: 64,000 ports that wait would soon be all there are.
+        client.set_linger(Some(Duration::ZERO))?;
+        let before = since_boot();
+        client.connect(&address)?;
+        connect.push(since_boot() - before);
+        let (accepted, _) = listener.accept()?;
+        drop(client);
+        drop(accepted);
+        whole.push(since_boot() - start);
+    }
+    Ok(Round { connect: median(connect), whole: median(whole) })
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    let middle = times.len() / 2;
+    *times.select_nth_unstable(middle).1
+}
+
+fn socket() -> Result<Socket> {
+    Ok(Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?)
+}
