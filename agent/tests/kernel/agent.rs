@@ -5,17 +5,14 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use loadtest::api_server::{ApiServer, RunningPod};
 use loadtest::eks::{Config, PodToken, SimulatedEks};
 use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, PodSpec, Process};
-use podcred::clock::Clock;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::harness::{BROKEN, connect, left_out};
+use crate::harness::{BROKEN, Others, connect, left_out, until};
 
 pub(crate) const NODE_NAME: &str = "ip-10-0-1-17.eu-west-1.compute.internal";
 
@@ -28,11 +25,13 @@ pub(crate) struct Cluster {
     pub(crate) eks: SimulatedEks,
     runtime: Runtime,
     pub(crate) node: Node,
+    _others: Others,
 }
 
 impl Cluster {
     /// None where this test is left out.
     pub(crate) fn start() -> Option<Cluster> {
+        let others = Others::welcome();
         if left_out() {
             return None;
         }
@@ -44,7 +43,7 @@ impl Cluster {
         for (namespace, account) in [WEB, SHOP] {
             eks.create_association(namespace, account, &format!("arn:aws:iam::111122223333:role/{account}"));
         }
-        Some(Cluster { eks, runtime, node })
+        Some(Cluster { eks, runtime, node, _others: others })
     }
 
     pub(crate) fn pods<const N: usize>(&self) -> [Pod; N] {
@@ -121,33 +120,6 @@ pub(crate) fn runs(api: &ApiServer, pod: &Pod, (namespace, account): (&str, &str
         service_account: account.to_owned(),
         node: node.to_owned(),
     });
-}
-
-/// A BPF file system of a test's own; what is pinned there ends with it.
-pub(crate) struct Bpffs {
-    folder: tempfile::TempDir,
-    pins: String,
-}
-
-impl Bpffs {
-    pub(crate) fn mount() -> Bpffs {
-        let folder = tempfile::tempdir().expect("a folder");
-        mount("bpf", folder.path(), "bpf", MountFlags::empty(), None).expect("a BPF file system");
-        let pins = folder.path().join("podcred").to_str().expect("UTF-8").to_owned();
-        Bpffs { folder, pins }
-    }
-
-    pub(crate) fn pins(&self) -> &str {
-        &self.pins
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        if let Err(error) = unmount(self.folder.path(), UnmountFlags::DETACH) {
-            eprintln!("{} stays mounted: {error}", self.folder.path().display());
-        }
-    }
 }
 
 /// A running agent. It is killed at the end, without a chance to say so.
@@ -269,16 +241,6 @@ pub(crate) fn sample(text: &str, family: &str, labels: &[(&str, &str)]) -> Optio
             labels.iter().all(|(name, value)| has.split(',').any(|l| l == format!("{name}=\"{value}\"")));
         all.then(|| value.parse().expect("a number"))
     })
-}
-
-/// Waits for a state that nothing tells.
-#[track_caller]
-pub(crate) fn until(state: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Clock::default().now().mono + BROKEN;
-    while !reached() {
-        assert!(Clock::default().now().mono < deadline, "not within {BROKEN:?}: {state}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// One connection, kept alive as the SDKs keep it.

@@ -3,7 +3,8 @@
 use loadtest::api_server::Access;
 use loadtest::node::Pod;
 
-use crate::agent::{Agent, Cluster, NODE_NAME, WEB, runs, until};
+use crate::agent::{Agent, Cluster, NODE_NAME, WEB, runs};
+use crate::harness::until;
 
 const CSI: (&str, &str) = ("kube-system", "csi");
 const ENFORCE: [&str; 4] = ["--verify", "enforce", "--delegate", "kube-system/csi"];

@@ -2,7 +2,8 @@
 
 use loadtest::eks::Outage;
 
-use crate::agent::{Client, Cluster, SHOP, WEB, token_for, until};
+use crate::agent::{Client, Cluster, SHOP, WEB, token_for};
+use crate::harness::until;
 
 #[test]
 fn a_pod_that_opens_connections_without_end_pays_with_its_own() {

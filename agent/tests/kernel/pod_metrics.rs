@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 
 use loadtest::node::{CREDENTIALS_V4, Place, Pod};
 
-use crate::agent::{Agent, Bpffs, Cluster, WEB, name_of, sample, token_for, until};
+use crate::agent::{Agent, Cluster, WEB, name_of, sample, token_for};
+use crate::harness::until;
+use crate::site::Bpffs;
 
 const FAMILIES: [&str; 5] = [
     "podcred_pod_connections",
@@ -66,7 +68,7 @@ fn connects_while_no_agent_is_there_are_counted_where_the_programs_are_pinned() 
     let Some(cluster) = Cluster::start() else { return };
     let [pod] = cluster.pods();
     let bpffs = Bpffs::mount();
-    let args = ["--pin", bpffs.pins()];
+    let args = ["--pin", bpffs.path().to_str().unwrap()];
     drop(cluster.agent(&args));
     for _ in 0..3 {
         assert_eq!(fails(&pod), ErrorKind::ConnectionRefused);

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use loadtest::node::{Place, Pod, Process};
 
-use crate::agent::{Agent, Cluster, WEB, until};
+use crate::agent::{Agent, Cluster, WEB};
+use crate::harness::until;
 
 /// What keeps a network namespace in reach, as the pause container does.
 fn pause(pod: &Pod) -> Process {
