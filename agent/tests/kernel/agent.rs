@@ -54,6 +54,18 @@ impl Cluster {
         self.node.pod(PodSpec::default().host_network()).expect("a pod")
     }
 
+    /// Whether the agent can tell the simulated node's network from a pod's. Real nodes' is the kernel's first, which every
+    /// kernel tells; other namespaces have a number for user space since Linux 5.14.
+    pub(crate) fn host_network_is_known(&self) -> bool {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+        let known = (numbers.next(), numbers.next()) >= (Some(5), Some(14));
+        if !known {
+            eprintln!("left out: Linux {release} does not tell which network namespace a process is in");
+        }
+        known
+    }
+
     /// A token as the kubelet projects it into this pod.
     pub(crate) fn token_of(&self, pod: &Pod, account: (&str, &str)) -> String {
         self.eks.mint(token_for(pod, account).node_name(NODE_NAME)).token

@@ -56,7 +56,7 @@ fn attempts_at_imds_are_counted_by_pod() {
 
 #[test]
 fn pods_are_refused_imds_and_host_network_pods_are_not() {
-    let Some(cluster) = Cluster::start() else { return };
+    let Some(cluster) = Cluster::start().filter(Cluster::host_network_is_known) else { return };
     let [pod] = cluster.pods();
     let host = cluster.host_network_pod();
     let [v4, v6] = imds(&cluster);
