@@ -5,16 +5,14 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use loadtest::api_server::ApiServer;
+use loadtest::api_server::{ApiServer, RunningPod};
 use loadtest::eks::{Config, PodToken, SimulatedEks};
 use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, PodSpec, Process};
-use podcred::clock::Clock;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::harness::{BROKEN, connect, left_out};
+use crate::harness::{BROKEN, Others, connect, left_out, until};
 
 pub(crate) const NODE_NAME: &str = "ip-10-0-1-17.eu-west-1.compute.internal";
 
@@ -27,11 +25,13 @@ pub(crate) struct Cluster {
     pub(crate) eks: SimulatedEks,
     runtime: Runtime,
     pub(crate) node: Node,
+    _others: Others,
 }
 
 impl Cluster {
     /// None where this test is left out.
     pub(crate) fn start() -> Option<Cluster> {
+        let others = Others::welcome();
         if left_out() {
             return None;
         }
@@ -43,7 +43,7 @@ impl Cluster {
         for (namespace, account) in [WEB, SHOP] {
             eks.create_association(namespace, account, &format!("arn:aws:iam::111122223333:role/{account}"));
         }
-        Some(Cluster { eks, runtime, node })
+        Some(Cluster { eks, runtime, node, _others: others })
     }
 
     pub(crate) fn pods<const N: usize>(&self) -> [Pod; N] {
@@ -52,6 +52,18 @@ impl Cluster {
 
     pub(crate) fn host_network_pod(&self) -> Pod {
         self.node.pod(PodSpec::default().host_network()).expect("a pod")
+    }
+
+    /// Whether the agent can tell the simulated node's network from a pod's. Real nodes' is the kernel's first, which every
+    /// kernel tells; other namespaces have a number for user space since Linux 5.14.
+    pub(crate) fn host_network_is_known(&self) -> bool {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+        let known = (numbers.next(), numbers.next()) >= (Some(5), Some(14));
+        if !known {
+            eprintln!("left out: Linux {release} does not tell which network namespace a process is in");
+        }
+        known
     }
 
     /// A token as the kubelet projects it into this pod.
@@ -109,6 +121,17 @@ pub(crate) fn token_for(pod: &Pod, (namespace, account): (&str, &str)) -> PodTok
 
 pub(crate) fn name_of(pod: &Pod) -> String {
     format!("pod-{}", &pod.uid()[..8])
+}
+
+/// Tells the API server of a pod.
+pub(crate) fn runs(api: &ApiServer, pod: &Pod, (namespace, account): (&str, &str), node: &str) {
+    api.add_pod(&RunningPod {
+        uid: pod.uid().to_owned(),
+        namespace: namespace.to_owned(),
+        name: name_of(pod),
+        service_account: account.to_owned(),
+        node: node.to_owned(),
+    });
 }
 
 /// A running agent. It is killed at the end, without a chance to say so.
@@ -230,16 +253,6 @@ pub(crate) fn sample(text: &str, family: &str, labels: &[(&str, &str)]) -> Optio
             labels.iter().all(|(name, value)| has.split(',').any(|l| l == format!("{name}=\"{value}\"")));
         all.then(|| value.parse().expect("a number"))
     })
-}
-
-/// Waits for a state that nothing tells.
-#[track_caller]
-pub(crate) fn until(state: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Clock::default().now().mono + BROKEN;
-    while !reached() {
-        assert!(Clock::default().now().mono < deadline, "not within {BROKEN:?}: {state}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// One connection, kept alive as the SDKs keep it.

@@ -1,23 +1,13 @@
 //! Drivers that may present other pods' tokens, known by the API server's word on their own pods.
 
-use loadtest::api_server::{Access, ApiServer, RunningPod};
+use loadtest::api_server::Access;
 use loadtest::node::Pod;
 
-use crate::agent::{Agent, Cluster, NODE_NAME, WEB, name_of, until};
+use crate::agent::{Agent, Cluster, NODE_NAME, WEB, runs};
+use crate::harness::until;
 
 const CSI: (&str, &str) = ("kube-system", "csi");
 const ENFORCE: [&str; 4] = ["--verify", "enforce", "--delegate", "kube-system/csi"];
-
-fn runs(api: &ApiServer, pod: &Pod, account: (&str, &str), node: &str) {
-    let (namespace, service_account) = account;
-    api.add_pod(&RunningPod {
-        uid: pod.uid().to_owned(),
-        namespace: namespace.to_owned(),
-        name: name_of(pod),
-        service_account: service_account.to_owned(),
-        node: node.to_owned(),
-    });
-}
 
 fn is_a_delegate(agent: &Agent<'_>, pod: &Pod, token: &str) -> bool {
     agent.ask(pod, token).status == 200
@@ -51,8 +41,8 @@ fn a_delegate_presents_others_tokens_once_the_pods_are_listed_and_nobody_else_do
     for other in [&liar, &elsewhere] {
         let claimed = [cluster.token_of(other, CSI), cluster.token_of(&driver, CSI)];
         agent.ask(other, &claimed[1]).assert_refused(403, "TokenOfAnotherPod");
-        // Its own token, whatever account it names, makes it no delegate either.
-        agent.ask(other, &claimed[0]);
+        // Its own token, whatever account it names, makes it no delegate either. That account has no role.
+        agent.ask(other, &claimed[0]).assert_refused(404, "ResourceNotFoundException");
         agent.ask(other, &token).assert_refused(403, "TokenOfAnotherPod");
     }
 }

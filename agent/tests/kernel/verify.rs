@@ -111,7 +111,7 @@ fn a_token_of_another_node_is_refused_or_counted() {
 fn a_connection_stays_its_pods_when_its_process_moves_and_its_token_is_renewed() {
     let Some(cluster) = Cluster::start() else { return };
     let [pod, other] = cluster.pods();
-    let agent = cluster.agent(&["--verify", "enforce"]);
+    let _agent = cluster.agent(&["--verify", "enforce"]);
     let (token, others) = (cluster.token_of(&pod, WEB), cluster.token_of(&other, WEB));
     std::thread::scope(|threads| {
         threads.spawn(|| {
