@@ -57,7 +57,7 @@ impl Caller {
 
 /// Key of PENDING: a connection as its client sees it. Both sides' initial sequence numbers are in it: two network namespaces
 /// may have the same addresses and ports, and one may use them again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Connection {
     pub client: [u32; 4],

@@ -140,7 +140,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         let control = control.as_ref().err().map(ToString::to_string);
         let (node_pods, watching) = (Arc::clone(&node_pods), watching.clone());
         let readiness = move || {
-            let listed = watching.is_none() || node_pods.is_complete();
+            let listed = watching.as_ref().map(|_| node_pods.is_complete());
             readiness(&keys, &skipped, control.as_deref(), &service, listed)
         };
         background.spawn(serve_probes(probes, readiness, cancel.clone()));
@@ -219,7 +219,7 @@ fn readiness(
     skipped: &[String],
     control: Option<&str>,
     service: &Service,
-    listed: bool,
+    listed: Option<bool>,
 ) -> Readiness {
     let mut readiness = Readiness::default();
     readiness = match skipped {
@@ -240,9 +240,12 @@ fn readiness(
         }
         (None, _) => readiness.ok("attribution"),
     };
-    if !listed {
-        readiness = readiness.degraded("pods", "this node's pods were not listed yet; see the log");
-    }
+    readiness = match listed {
+        Some(true) => readiness.ok("pods"),
+        Some(false) => readiness.degraded("pods", "this node's pods were not listed yet; see the log"),
+        // Nobody needs them.
+        None => readiness,
+    };
     match control {
         None => readiness.ok("control socket"),
         Some(problem) => readiness.degraded("control socket", problem),

@@ -66,15 +66,21 @@ where
 /// Below `info` the AWS SDK writes whole requests and responses, hyper and h2 write headers, and rustls writes
 /// handshakes: tokens and secret keys would be in the log of everyone who debugs with the official chart's `-v trace`.
 /// The cap names the crates that may go lower, not those that may not, so that a new dependency starts capped.
+///
+/// kube's crates write an error for each attempt at an API server that is away; `node_pods` says it once.
 fn filter(verbosity: Verbosity) -> Targets {
-    let (own, others) = match verbosity {
-        Verbosity::Error => (Level::ERROR, Level::ERROR),
-        Verbosity::Warn => (Level::WARN, Level::WARN),
-        Verbosity::Info => (Level::INFO, Level::WARN),
-        Verbosity::Debug => (Level::DEBUG, Level::INFO),
-        Verbosity::Trace => (Level::TRACE, Level::INFO),
+    let (own, others, kube) = match verbosity {
+        Verbosity::Error => (Level::ERROR, Level::ERROR, LevelFilter::OFF),
+        Verbosity::Warn => (Level::WARN, Level::WARN, LevelFilter::OFF),
+        Verbosity::Info => (Level::INFO, Level::WARN, LevelFilter::OFF),
+        Verbosity::Debug => (Level::DEBUG, Level::INFO, LevelFilter::INFO),
+        Verbosity::Trace => (Level::TRACE, Level::INFO, LevelFilter::INFO),
     };
-    Targets::new().with_default(LevelFilter::from_level(others)).with_target("podcred", own)
+    Targets::new()
+        .with_default(LevelFilter::from_level(others))
+        .with_target("podcred", own)
+        .with_target("kube_client", kube)
+        .with_target("kube_runtime", kube)
 }
 
 #[cfg(test)]
@@ -117,6 +123,7 @@ mod tests {
             "hyper::proto",
             "h2",
             "rustls",
+            "kube_client",
             "new",
         ] {
             assert!(!filter.would_enable(target, &Level::DEBUG), "{target}");
@@ -135,6 +142,7 @@ mod tests {
             filter.would_enable("aws_config", &Level::WARN)
                 && !filter.would_enable("aws_config", &Level::INFO)
         );
+        assert!(!filter.would_enable("kube_client::client::builder", &Level::ERROR));
     }
 
     #[test]

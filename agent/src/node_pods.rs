@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Config};
 use tokio_util::sync::CancellationToken;
 
 use crate::causes::chain;
@@ -90,7 +90,7 @@ impl NodePods {
 
     /// Follows the API server's word until `cancel`led. Without it, what was known stays known.
     pub async fn run(&self, node_name: &str, cancel: CancellationToken) {
-        let client = match Client::try_default().await {
+        let client = match client().await {
             Ok(client) => client,
             Err(error) => {
                 let error = chain(&error);
@@ -109,7 +109,8 @@ impl NodePods {
         while let Some(Some(event)) = cancel.run_until_cancelled(events.next()).await {
             match event {
                 Ok(event) => {
-                    failing = false;
+                    // With these an attempt has only begun.
+                    failing &= matches!(event, Event::Init | Event::InitApply(_));
                     self.take(event);
                 }
                 Err(error) => {
@@ -153,6 +154,13 @@ impl NodePods {
             }
         }
     }
+}
+
+/// The watcher paces its attempts; with retries of the client's own it would hear of a failure after minutes.
+async fn client() -> Result<Client, kube::Error> {
+    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.default_retry = false;
+    Client::try_from(config)
 }
 
 /// A pod's UID and its service account.

@@ -59,7 +59,9 @@ fn sweep(service: &Service) {
         // Other sources forget a pod whose connections have ended, which may well live on.
         service.credentials.pods_ended(&ended);
         probed.cgroups.forget_dead();
-        if let Err(error) = probed.counters.sweep(&probed.probe, &probed.cgroups) {
+        let swept =
+            probed.counters.sweep(&probed.probe, &probed.cgroups).and_then(|()| probed.forget_namespaces());
+        if let Err(error) = swept {
             service.logged.probe_failed(&error, service.clock.now());
         }
     }

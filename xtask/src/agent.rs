@@ -79,16 +79,20 @@ impl Agent {
 
     /// How many answers of this status the agent has given, by its own count.
     pub(crate) async fn responses(&self, status: StatusCode) -> Result<u64> {
+        self.metric(&format!("pod_identity_http_response{{code=\"{}\"}}", status.as_u16())).await
+    }
+
+    /// A sample by its name and labels, as Prometheus writes them.
+    pub(crate) async fn metric(&self, sample: &str) -> Result<u64> {
         let (code, text) =
             http::request(&self.place, self.metrics, Method::GET, "/metrics", Vec::new()).await?;
         if code != StatusCode::OK {
             bail!("podcred's /metrics answered {code}");
         }
-        let series = format!("pod_identity_http_response{{code=\"{}\"}} ", status.as_u16());
         let text = String::from_utf8_lossy(&text);
-        let value = text.lines().find_map(|line| line.strip_prefix(&series));
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         // A series that was never fed is not there.
-        value.map_or(Ok(0), |value| value.trim().parse().with_context(|| format!("{series}{value}")))
+        value.map_or(Ok(0), |value| value.trim().parse().with_context(|| format!("{sample} {value}")))
     }
 
     async fn wait_until_ready(&mut self, probe: SocketAddr) -> Result<()> {

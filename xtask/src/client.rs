@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout};
 
 use crate::build::Binaries;
+use crate::cgroup::PodCgroups;
 use crate::eks::{Eks, PodName};
 use crate::place::Place;
 use crate::process::Process;
@@ -28,6 +29,8 @@ pub(crate) struct World<'a> {
     /// STS as pods reach it.
     pub(crate) sts: &'a str,
     pub(crate) logs: &'a Path,
+    /// Where pods have cgroups of their own.
+    pub(crate) cgroups: Option<&'a PodCgroups>,
 }
 
 #[derive(Debug)]
@@ -68,11 +71,27 @@ impl Pod {
         name: &PodName,
         uri: &str,
     ) -> Result<Pod> {
+        Pod::start_with(world, place, sdk, name, uri, name).await
+    }
+
+    /// A pod that presents the token of the pod `bearer`.
+    pub(crate) async fn start_with(
+        world: World<'_>,
+        place: &Place,
+        sdk: Sdk,
+        name: &PodName,
+        uri: &str,
+        bearer: &PodName,
+    ) -> Result<Pod> {
         let files = tempfile::tempdir()?;
         let token_file = files.path().join("eks-pod-identity-token");
-        tokio::fs::write(&token_file, world.eks.mint(name).await?).await?;
+        tokio::fs::write(&token_file, world.eks.mint(bearer).await?.token).await?;
+        let cgroup = match world.cgroups {
+            Some(cgroups) => Some(cgroups.container(&world.eks.mint(name).await?.pod_uid)?),
+            None => None,
+        };
         let (program, arguments) = sdk.command(world.binaries);
-        let mut command = place.command(&program);
+        let mut command = place.command_in(cgroup.as_deref(), &program);
         command
             .args(arguments)
             .env_clear()

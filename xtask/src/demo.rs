@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 mod network;
 mod outcome;
+mod thief;
 
 use crate::agent::Agent;
 use crate::build::{self, Profile, target};
@@ -20,6 +21,7 @@ use crate::sdk::Sdk;
 use crate::setup;
 use network::Network;
 use outcome::{Outcome, PodOutcome};
+use thief::Attribution;
 
 /// Pods that start at one time: a JVM and a few interpreters are what two cores and a small machine's memory bear.
 const AT_ONCE: usize = 6;
@@ -68,12 +70,16 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     // A role without a pod would show nothing.
     let roles: Vec<Role> = (0..usize::from(arguments.roles).min(pods)).map(role).collect();
 
-    let network = Network::prepare(&binaries.agent, pods).await?;
+    // One more place, for the thief.
+    let network = Network::prepare(&binaries.agent, pods + 1).await?;
     let logs = target().join("xtask/demo");
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let eks_log = logs.join("simulated-eks.log");
     let eks = Eks::start(network.node.clone(), &binaries.simulated_eks, listen, &eks_log).await?;
-    let more = ["--revalidate-after", REVALIDATE_AFTER];
+    let attribution = Attribution::prepare(&network, &binaries.agent).await;
+    let mut more = vec!["--revalidate-after".to_owned(), REVALIDATE_AFTER.to_owned()];
+    more.extend(attribution.flags());
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let agent_log = logs.join("podcred.log");
     let mut agent =
         Agent::start(network.node.clone(), &binaries.agent, &eks, &network.ports, &more, &agent_log).await?;
@@ -92,7 +98,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
         .await?;
 
     let sts = network.publish_sts(eks.address()).await?;
-    let world = World { eks: &eks, binaries: &binaries, sts: &sts.url, logs: &logs };
+    let cgroups = attribution.cgroups();
+    let world = World { eks: &eks, binaries: &binaries, sts: &sts.url, logs: &logs, cgroups };
     let plan: Vec<Planned<'_>> = (0..pods).map(|index| plan(index, &roles, &sdks, &network)).collect();
     step(&format!("Running {pods} pods, {AT_ONCE} at a time"));
     let clock = Stopwatch::start();
@@ -100,10 +107,14 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
         .map(|(index, planned)| run_pod(world, &network, index, planned))
         .buffer_unordered(AT_ONCE);
     let outcomes: Vec<PodOutcome> = with_progress(done, pods).await;
+    let took = clock.elapsed();
+    let thief = thief::try_it(world, &network, &plan, &agent, &attribution).await;
     agent.check()?;
     let calls = eks.counts().await?;
-    let outcome = Outcome { roles: &roles, pods: &outcomes, calls: &calls, took: clock.elapsed() };
-    let counts = outcome.print();
+    let outcome = Outcome { roles: &roles, pods: &outcomes, calls: &calls, took };
+    let mut counts = outcome.print();
+    counts.add(thief.print());
+    println!("\n{counts}");
 
     if arguments.keep {
         keep(world, &network, &plan).await?;

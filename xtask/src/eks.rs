@@ -58,6 +58,14 @@ pub(crate) struct PodName {
     pub(crate) pod_name: String,
 }
 
+/// A pod's token, and the UID that it names.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Minted {
+    pub(crate) token: String,
+    pub(crate) pod_uid: String,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Session {
@@ -146,13 +154,8 @@ impl Eks {
     }
 
     /// A projected token, as the kubelet would get it for this pod.
-    pub(crate) async fn mint(&self, pod: &PodName) -> Result<String> {
-        #[derive(Deserialize)]
-        struct Minted {
-            token: String,
-        }
-        let minted: Minted = self.control(Method::POST, "tokens", &serde_json::to_value(pod)?).await?;
-        Ok(minted.token)
+    pub(crate) async fn mint(&self, pod: &PodName) -> Result<Minted> {
+        self.control(Method::POST, "tokens", &serde_json::to_value(pod)?).await
     }
 
     pub(crate) async fn set(&self, settings: Value) -> Result<()> {

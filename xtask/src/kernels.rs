@@ -31,7 +31,7 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// What tests call, as it is on this machine; the rest is busybox's.
 const PROGRAMS: [&str; 5] = ["ip", "nsenter", "unshare", "setpriv", "sysctl"];
 
-/// Where Debian's package ca-certificates has them.
+/// The AWS client of an agent that starts without any certificate authority panics, though it never speaks TLS there.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// By their places in the kernel's source, each after those that it needs.
@@ -231,6 +231,10 @@ async fn pack(path: &Path, unpacked: &Unpacked, built: &Built, arguments: &Argum
     initrd.program("busybox", Some(Path::new("/bin/busybox"))).await?;
     for program in PROGRAMS {
         initrd.program(program, None).await?;
+    }
+    let authorities = Path::new(AUTHORITIES);
+    if authorities.exists() {
+        initrd.copy(authorities, authorities)?;
     }
     for (index, place) in MODULES.iter().enumerate() {
         if let Some(module) = unpacked.module(place)? {

@@ -11,6 +11,7 @@ mod agent;
 mod bench_connect;
 mod build;
 mod build_ebpf;
+mod cgroup;
 mod client;
 mod clock;
 mod demo;

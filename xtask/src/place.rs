@@ -1,7 +1,7 @@
 //! Where something runs: on this machine's own network, or in a network namespace.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,6 +26,16 @@ impl Place {
                 command
             }
         }
+    }
+
+    /// As [`Place::command`], in a cgroup from its first moment on.
+    pub(crate) fn command_in(&self, cgroup: Option<&Path>, program: &str) -> Command {
+        let Some(cgroup) = cgroup else { return self.command(program) };
+        let inner = self.command(program);
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec "$@""#]).arg(cgroup);
+        command.arg(inner.as_std().get_program()).args(inner.as_std().get_args());
+        command
     }
 
     /// `command` as a person types it to run it here.

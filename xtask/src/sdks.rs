@@ -72,7 +72,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
         associated?;
     }
 
-    let world = World { eks: &eks, binaries: &binaries, sts: eks.url(), logs: &logs };
+    let world = World { eks: &eks, binaries: &binaries, sts: eks.url(), logs: &logs, cgroups: None };
     let stage = Stage { world, agent: &agent, place: &network.place, uris: network.uris() };
     let mut rows: Vec<(Sdk, Vec<Outcome>)> = here.iter().map(|&sdk| (sdk, Vec::new())).collect();
     for scenario in Scenario::ALL {

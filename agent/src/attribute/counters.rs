@@ -53,7 +53,7 @@ impl PerPod {
         Ok(())
     }
 
-    fn sum(&self, groups: &[(u64, Counters)], owner: impl Fn(u64) -> Option<Arc<str>>) -> Counted {
+    fn sum(&self, groups: &HashMap<u64, Counters>, owner: impl Fn(u64) -> Option<Arc<str>>) -> Counted {
         let mut known = lock(&self.known);
         let mut counted = Counted { pods: known.of_ended_groups.clone(), node: known.of_all_ended };
         for (group, counters) in groups {
@@ -112,16 +112,16 @@ mod tests {
     fn a_pods_numbers_survive_its_containers_and_the_nodes_survive_its_pods() {
         let owner = |group: u64| Some(Arc::from(if group < 10 { "a" } else { "b" }));
         let counters = PerPod::default();
-        let seen = counters.sum(&[(1, refused(5)), (2, refused(7)), (10, refused(100))], owner);
+        let seen = counters.sum(&[(1, refused(5)), (2, refused(7)), (10, refused(100))].into(), owner);
         assert_eq!((seen.pods["a"].refused, seen.pods["b"].refused, seen.node.refused), (12, 100, 112));
 
         counters.ended(1, &refused(6));
-        let seen = counters.sum(&[(2, refused(7)), (10, refused(100))], |_| None);
+        let seen = counters.sum(&[(2, refused(7)), (10, refused(100))].into(), |_| None);
         assert_eq!((seen.pods["a"].refused, seen.node.refused), (13, 113), "its owner is remembered");
 
         counters.ended(2, &refused(7));
         counters.ended(10, &refused(100));
-        let seen = counters.sum(&[], owner);
+        let seen = counters.sum(&HashMap::new(), owner);
         assert!(seen.pods.is_empty(), "no pod is left");
         assert_eq!(seen.node.refused, 113);
     }
@@ -130,7 +130,7 @@ mod tests {
     fn a_group_that_came_and_went_between_two_looks_is_the_nodes_alone() {
         let counters = PerPod::default();
         counters.ended(1, &refused(3));
-        let seen = counters.sum(&[], |_| None);
+        let seen = counters.sum(&HashMap::new(), |_| None);
         assert_eq!((seen.pods.len(), seen.node.refused), (0, 3));
     }
 }

@@ -1,5 +1,6 @@
 //! The kernel programs, loaded and attached, and what they know.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -145,7 +146,7 @@ impl Probe {
     }
 
     /// All network namespaces by their cookies, with their groups.
-    pub fn namespaces(&self) -> Result<Vec<(u64, u64)>, ProbeError> {
+    pub fn namespaces(&self) -> Result<HashMap<u64, u64>, ProbeError> {
         self.namespaces.entries()
     }
 
@@ -154,7 +155,7 @@ impl Probe {
     }
 
     /// The numbers of every group that has any.
-    pub fn counters(&self) -> Result<Vec<(u64, Counters)>, ProbeError> {
+    pub fn counters(&self) -> Result<HashMap<u64, Counters>, ProbeError> {
         self.counters.entries()
     }
 
@@ -174,7 +175,7 @@ impl Probe {
 
     /// The cgroups that [`Probe::allow_imds`] was called for, in an earlier process too where maps are pinned.
     pub fn imds_allowed(&self) -> Result<Vec<u64>, ProbeError> {
-        Ok(self.imds_allowed.entries()?.into_iter().map(|(cgroup, _)| cgroup).collect())
+        Ok(self.imds_allowed.entries()?.into_keys().collect())
     }
 
     pub fn lost(&self) -> Result<LostEvents, ProbeError> {
@@ -199,6 +200,11 @@ impl Probe {
             Err(error) => report.push(Upkeep::Failed { error }),
         }
         report
+    }
+
+    /// Whether all programs are where they should be.
+    pub fn is_attached(&self) -> bool {
+        self.attachments.are_attached()
     }
 
     /// Detaches all programs, pinned or not, until [`Probe::maintain`] attaches them again.

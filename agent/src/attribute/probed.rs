@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
 use super::counters::PerPod;
-use super::probe::Probe;
+use super::probe::{Probe, ProbeError};
 use super::{Caller, Unattributed, Workload};
 use crate::causes::chain;
 use crate::config::ServiceAccount;
@@ -53,11 +53,13 @@ impl Probed {
             Ok(()) => Unattributed::NotYetKnown,
             Err(error) => cannot_tell(&error),
         };
-        // The programs may have been attached between the pod's call and the proxy's.
-        if self.is_proxy(cgroup_id)? {
-            return Err(not_this_one());
-        }
-        match self.cgroups.pod_of(cgroup_id) {
+        let pod = match self.holds_proxy(cgroup_id) {
+            // The proxy was first: it connected before the pod, or the programs were attached between the two calls.
+            Ok(true) => return Err(not_this_one()),
+            Ok(false) => self.cgroups.pod_of(cgroup_id),
+            Err(reason) => Err(reason),
+        };
+        match pod {
             Ok(pod) => Ok(workload(&agent_ebpf::Caller { cgroup_id, ..*proxy }, pod)),
             // That container has ended; another one of the same pod will be learned.
             Err(NoPod::Gone) => Err(not_this_one()),
@@ -71,6 +73,22 @@ impl Probed {
         }
         let place = self.cgroups.place_of(cgroup_id)?;
         Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy)))
+    }
+
+    /// Makes room for the network namespaces of other pods.
+    pub fn forget_namespaces(&self) -> Result<(), ProbeError> {
+        for (cookie, group) in self.probe.namespaces()? {
+            if !self.cgroups.is_alive(group) {
+                self.probe.forget_namespace(cookie)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Namespaces are noted by the pod, and what is trusted may be one container of it.
+    fn holds_proxy(&self, group: u64) -> Result<bool, NoPod> {
+        let place = self.cgroups.place_of(group)?;
+        Ok(self.proxies.iter().any(|proxy| place.starts_with(proxy) || proxy.starts_with(&place)))
     }
 
     /// Lets the pods of these service accounts reach IMDS, and no others any more.
@@ -103,7 +121,9 @@ impl Probed {
 pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
-        Ok(None) => Err(Unattributed::NoRecord),
+        Ok(None) if probe.is_attached() => Err(Unattributed::NoRecord),
+        // Somebody has detached the programs; they will be attached again within a second.
+        Ok(None) => Err(Unattributed::CannotTell),
         Err(error) => Err(cannot_tell(&error)),
     }
 }

@@ -36,10 +36,13 @@ pub(crate) fn best(settings: &Settings) -> Attribution {
             return Attribution { source: Source::None, problem: Some(problem.to_string()), _layout: None };
         }
     };
-    let (source, problem) = match load(settings, &layout) {
+    let (source, mut problem) = match load(settings, &layout) {
         Ok(probe) => with_probe(settings, &layout, probe),
         Err(problem) => without_probe(settings, &layout, problem.to_string()),
     };
+    if settings.imds == Imds::RefusePods && !matches!(source, Source::Probe(_)) {
+        problem = problem.map(|problem| format!("{problem}. --imds refuse-pods refuses nobody here"));
+    }
     Attribution { source, problem, _layout: Some(layout) }
 }
 

@@ -254,11 +254,10 @@ fn a_socket_passed_to_another_pod_stays_with_who_connected_it() {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut rights = RecvAncillaryBuffer::new(&mut space);
         recvmsg(&take, &mut [IoSliceMut::new(&mut [0])], &mut rights, RecvFlags::empty()).unwrap();
-        let mut received = rights.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-            _ => None,
-        });
-        let mut client = TcpStream::from(received.next().expect("a descriptor"));
+        let Some(RecvAncillaryMessage::ScmRights(mut descriptors)) = rights.drain().next() else {
+            panic!("no descriptor came");
+        };
+        let mut client = TcpStream::from(descriptors.next().expect("a descriptor"));
         client.write_all(b"?").unwrap();
         client
     });
@@ -273,14 +272,18 @@ fn who_moves_after_connect_stays_who_it_was() {
     let Some(node) = Watched::node() else { return };
     let [pod, other] = node.pods();
     let listener = node.listener();
-    let client = pod.run(|| {
+    let thread = pod.run(|| {
         let client = TcpStream::connect(listener.address).unwrap();
         other.enter().unwrap();
         client
     });
-    let accepted = listener.accept();
-    assert_opened_by(&accepted, &pod);
-    drop(client);
+    assert_opened_by(&listener.accept(), &pod);
+    drop(thread);
+
+    let client = OwnedFd::from(connect(&pod, listener.address));
+    let process = pod.spawn(Command::new("sleep").arg("1000").stdin(Stdio::from(client))).unwrap();
+    other.adopt(&process).unwrap();
+    assert_opened_by(&listener.accept(), &pod);
 }
 
 #[test]
@@ -372,7 +375,7 @@ fn imds_is_refused_to_pods_that_are_no_exception_and_counted_for_all() {
     assert_eq!(imds.accept().caller, None);
 
     let counted = node.probe.counters().unwrap();
-    let total = |of: fn(&Counters) -> u64| counted.iter().map(|(_, counters)| of(counters)).sum::<u64>();
+    let total = |of: fn(&Counters) -> u64| counted.values().map(of).sum::<u64>();
     assert_eq!(total(|counters| counters.imds_connects), 2);
     assert_eq!(total(|counters| counters.imds_refused), 1);
     assert_eq!(total(|counters| counters.imds_established), 1);

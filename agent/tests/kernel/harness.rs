@@ -159,10 +159,9 @@ impl Watched {
         self.cgroups.pod_of(accepted.caller().cgroup_id).expect("the cgroup of a pod")
     }
 
-    /// The counters of this pod, or of its only container where the kernel cannot tell them apart.
+    /// By [`Caller::group`].
     pub(crate) fn counters_of(&self, group: u64) -> Counters {
-        let counters = self.probe.counters().expect("the counters");
-        counters.into_iter().find(|(of, _)| *of == group).map(|(_, counters)| counters).unwrap_or_default()
+        self.probe.counters().expect("the counters").remove(&group).unwrap_or_default()
     }
 }
 

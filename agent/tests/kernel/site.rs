@@ -19,8 +19,9 @@ pub(crate) const PORT: u16 = 80;
 
 pub(crate) struct Site {
     pub(crate) eks: SimulatedEks,
-    pub(crate) node: Node,
+    /// Ends before the node: a thread that it started for the simulated EKS may be in the agent's cgroup.
     _runtime: Runtime,
+    pub(crate) node: Node,
     _others: Others,
 }
 

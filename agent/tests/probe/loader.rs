@@ -37,8 +37,7 @@ pub(crate) fn listener(probe: &Probe, address: SocketAddr) -> (TcpListener, Sock
 }
 
 pub(crate) fn counters(probe: &Probe, group: u64) -> Counters {
-    let all = probe.counters().expect("readable");
-    all.iter().find(|(id, _)| *id == group).map(|(_, counters)| *counters).unwrap_or_default()
+    probe.counters().expect("readable").remove(&group).unwrap_or_default()
 }
 
 /// Opens one connection from the container, and says whose it is by the kernel's word.

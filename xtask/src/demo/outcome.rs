@@ -64,7 +64,7 @@ impl Outcome<'_> {
             self.calls.total,
             all.len()
         );
-        println!("{problems}\n{counts}");
+        println!("{problems}");
         counts
     }
 

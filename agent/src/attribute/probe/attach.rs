@@ -66,7 +66,7 @@ impl Attachments {
         let mut links = self.links();
         let mut report = Vec::new();
         for (place, link) in self.places.iter().zip(links.iter_mut()) {
-            if link.as_ref().is_some_and(|link| matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_)))) {
+            if is_attached(link.as_ref()) {
                 continue;
             }
             *link = None;
@@ -81,6 +81,10 @@ impl Attachments {
             }
         }
         report
+    }
+
+    pub(super) fn are_attached(&self) -> bool {
+        self.links().iter().all(|link| is_attached(link.as_ref()))
     }
 
     pub(super) fn detach(&self) -> Result<(), ProbeError> {
@@ -105,6 +109,10 @@ impl Attachments {
     fn links(&self) -> MutexGuard<'_, Vec<Option<OwnedFd>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_attached(link: Option<&OwnedFd>) -> bool {
+    link.is_some_and(|link| matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_))))
 }
 
 impl Place {

@@ -1,5 +1,7 @@
 //! The kernel's maps, by name.
 
+use std::collections;
+use std::hash::Hash;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,6 +9,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
 use aya::{Ebpf, Pod};
 
 use super::ProbeError;
+
+/// Twice the largest map.
+const LONGEST_WALK: usize = 2 * 65_536;
 
 /// A hash map.
 pub(super) struct Table<K, V> {
@@ -35,14 +40,18 @@ impl<K: Pod, V: Pod> Table<K, V> {
         found(self.name, self.map().remove(&key)).map(drop)
     }
 
-    /// All entries; those that come and go meanwhile may be missing.
-    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, ProbeError> {
+    /// All entries; those that come and go meanwhile may be missing. A walk starts anew when the entry that it stands on is
+    /// removed, so what was seen twice counts once, and the walk ends though others keep removing.
+    pub(super) fn entries(&self) -> Result<collections::HashMap<K, V>, ProbeError>
+    where
+        K: Eq + Hash,
+    {
         let map = self.map();
-        let mut entries = Vec::new();
-        for key in map.keys() {
+        let mut entries = collections::HashMap::new();
+        for key in map.keys().take(LONGEST_WALK) {
             let Some(key) = found(self.name, key)? else { break };
             if let Some(value) = found(self.name, map.get(&key, 0))? {
-                entries.push((key, value));
+                entries.insert(key, value);
             }
         }
         Ok(entries)
