@@ -16,7 +16,7 @@ use crate::report::{Counts, step};
 use crate::test::test_result;
 
 /// From qemu's start to the last test. The slowest takes half of it on two cores that are shared with another guest.
-const DEADLINE: Duration = Duration::from_mins(7);
+const DEADLINE: Duration = Duration::from_mins(9);
 
 #[derive(Debug)]
 pub(super) struct Guest<'a> {
