@@ -113,7 +113,7 @@ impl NodePods {
                         tracing::warn!(
                             event = "pods_not_watched",
                             %error,
-                            "this node's pods cannot be listed or watched; the agent's service account needs `get`, \
+                            "this node's pods cannot be listed or watched; the agent's service account needs \
                              `list` and `watch` on pods"
                         );
                     }

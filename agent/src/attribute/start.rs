@@ -7,7 +7,7 @@ use std::sync::Arc;
 use agent_ebpf::Kind;
 
 use super::cgroup::{self, Cgroups, NoPod};
-use super::inet_diag::InetDiag;
+use super::inet_diag::{Followed, InetDiag};
 use super::layout::{Layout, Version};
 use super::probe::{Probe, ProbeConfig, ProbeError};
 use super::probed::Probed;
@@ -139,9 +139,12 @@ fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Chose
         Err(other) => return none(format!("{problem}; and inet_diag cannot stand in: {other}")),
     };
     let host = HostProc::open(&settings.paths.host_proc, layout).ok();
-    let seen = match &host {
-        Some(_) => "all pods",
-        None => "hostNetwork pods alone (for the others the node's /proc is needed, see --host-proc)",
+    let seen = match host.as_ref().map(|host| table.follow(host)) {
+        Some(Ok(Followed { refused: None, .. })) => "all pods",
+        Some(Ok(Followed { refused: Some(_), .. }) | Err(_)) | None => {
+            "hostNetwork pods alone (the others take the node's /proc, see --host-proc, with CAP_SYS_ADMIN and \
+             CAP_SYS_PTRACE)"
+        }
     };
     let problem = format!(
         "{problem}. Instead the kernel's table of sockets is asked (inet_diag), for {seen}; pods can spoof it: good for \
