@@ -160,9 +160,10 @@ fn server_established(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     let (group, slot, since, caller) =
         unsafe { ((*pending).caller.group, (*pending).slot, (*pending).since, &raw const (*pending).caller) };
     let attributed = ATTRIBUTED.get_or_create(socket, caller);
-    // When an entry is removed, its memory may become another's at once. That our own removal finds the entry proves that
-    // it was there while it was copied; otherwise the copy may be of somebody else.
-    if PENDING.remove(&connection).is_err() {
+    // An entry that is removed or replaced leaves its memory to another's at once. That it is still found where it was
+    // after the copy, and that we are the one to remove it, proves that the copy is of this connection's caller.
+    let is_still_there = PENDING.get_ptr(&connection).is_some_and(|now| core::ptr::eq(now, pending));
+    if !is_still_there || PENDING.remove(&connection).is_err() {
         ATTRIBUTED.delete(socket);
         return;
     }

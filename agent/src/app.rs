@@ -48,6 +48,12 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     // The kernel can name the callers of those connections only that are opened under its programs' eyes.
     let attribution = Attribution::start(config.verification.mode, &attribution_settings(&config));
     metrics.attribution(attribution.source());
+    if config.verification.mode == Verify::Enforce && config.node_name.is_none() {
+        tracing::warn!(
+            event = "no_node_name",
+            "without --node-name tokens of other nodes' pods are not told apart"
+        );
+    }
     // Then listening: what connects from here on waits in the backlog instead of being refused, and Java's six
     // attempts at a closed port are over in 29 ms.
     let bound = bind(&config, &attribution, &metrics)?;
@@ -103,6 +109,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             delegates: Delegates::new(config.verification.delegates.clone(), Arc::clone(&node_pods)),
             sharing: config.sharing.clone(),
         },
+        wait: config.eks_auth_wait,
         credentials: credentials.clone(),
         metrics,
         clock: clock.clone(),
@@ -231,14 +238,12 @@ fn readiness(
         _ => readiness.ok("keys"),
     };
     let attribution = &service.attribution;
-    readiness = match (attribution.problem(), service.policy.verify) {
-        (Some(problem), Verify::Enforce) if !attribution.can_enforce() => {
-            readiness.failing("attribution", format!("--verify enforce: {problem}"))
+    readiness = match attribution.problem() {
+        Some(problem) if service.policy.refuses() && !attribution.can_enforce() => {
+            readiness.failing("attribution", format!("nobody can be refused by the kernel's word: {problem}"))
         }
-        (Some(problem), Verify::Off | Verify::Audit | Verify::Enforce) => {
-            readiness.degraded("attribution", problem)
-        }
-        (None, _) => readiness.ok("attribution"),
+        Some(problem) => readiness.degraded("attribution", problem),
+        None => readiness.ok("attribution"),
     };
     readiness = match listed {
         Some(true) => readiness.ok("pods"),

@@ -10,6 +10,7 @@ mod probed;
 pub mod proc;
 mod start;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +44,7 @@ pub struct Workload {
     pub container_id: Option<Box<str>>,
     pub cgroup_id: u64,
     pub tgid: u32,
-    /// The network namespace's cookie; 0 where the kernel does not tell (before 5.15).
+    /// The network namespace's cookie; 0 where only the table of sockets was asked.
     pub netns: u64,
     pub host_network: bool,
 }
@@ -56,7 +57,8 @@ pub enum Unattributed {
     /// This node has nothing to attribute connections by.
     NoProbe,
     /// The kernel programs have not seen the connect() call: it came from outside the pods' cgroups or from a sandbox
-    /// with a network stack of its own (gVisor, Kata), or another program rewrote its destination.
+    /// with a network stack of its own (gVisor, Kata), another program rewrote its destination, or too many connections
+    /// of its pod were half-way through their handshakes.
     NoRecord,
     /// The caller's cgroup is no pod's.
     NotAPod,
@@ -112,8 +114,8 @@ impl fmt::Display for Unattributed {
             Unattributed::Off => "nobody looks on this node",
             Unattributed::NoProbe => "this node cannot tell; `podcred doctor` says why",
             Unattributed::NoRecord => {
-                "its connect() was made outside the pods' cgroups, in a sandbox with a network of its own, or through \
-                 a proxy"
+                "its connect() was made outside the pods' cgroups, in a sandbox with a network of its own, through a \
+                 proxy, or beside more than 64 others of one pod that were not done"
             }
             Unattributed::NotAPod => "its process belongs to the node and not to a pod",
             Unattributed::Gone => "its container has ended",
@@ -186,7 +188,9 @@ impl Attribution {
     /// Takes the best that this node bears, and says in one log line which that is.
     pub fn start(verify: Verify, settings: &Settings) -> Self {
         let attribution = match verify {
-            Verify::Off => Attribution { source: Source::Off, problem: None, _layout: None },
+            Verify::Off => {
+                Attribution { source: Source::Off, problem: start::leave_no_pins(settings), _layout: None }
+            }
             Verify::Audit | Verify::Enforce => start::best(settings),
         };
         attribution.say(verify);
@@ -221,13 +225,11 @@ impl Attribution {
         }
     }
 
-    /// Whether a workload's cgroup may still hold its pod.
-    pub fn is_alive(&self, cgroup_id: u64) -> bool {
-        match &self.source {
-            Source::Probe(probed) => probed.cgroups.is_alive(cgroup_id),
-            Source::InetDiag(sockets) => sockets.cgroups.is_alive(cgroup_id),
-            // The ids say nothing there; a pod is known by its open connections alone.
-            Source::Proc(_) | Source::None | Source::Off => false,
+    /// The UIDs of all pods that have a cgroup now; none where nothing is charged to pods.
+    pub fn live_pods(&self) -> io::Result<HashSet<Arc<str>>> {
+        match self.probed() {
+            Some(probed) => Ok(probed.cgroups.groups_of_pods()?.into_iter().map(|pod| pod.pod_uid).collect()),
+            None => Ok(HashSet::new()),
         }
     }
 

@@ -136,6 +136,15 @@ pub fn authorize(
 }
 
 impl Policy {
+    /// Whether anybody is refused by the kernel's word, which then has to be had.
+    pub fn refuses(&self) -> bool {
+        match self.verify {
+            Verify::Off => false,
+            Verify::Audit => self.unattributed == config::Unattributed::Deny,
+            Verify::Enforce => true,
+        }
+    }
+
     fn compare(&self, caller: &Caller, claims: &Claims) -> Verdict {
         if self.verify == Verify::Off {
             return Verdict::NotCompared;

@@ -42,7 +42,7 @@ pub struct Delegates {
 pub enum Delegacy {
     Granted,
     None,
-    /// The API server has not listed this node's pods yet.
+    /// The API server has not listed this pod yet.
     Unknown,
 }
 
@@ -56,25 +56,18 @@ impl Delegates {
             return Delegacy::None;
         }
         match self.pods.account_of(pod_uid) {
-            Ok(Some(account)) if self.accounts.contains(&account) => Delegacy::Granted,
-            Ok(Some(_) | None) => Delegacy::None,
-            Err(NotListed) => Delegacy::Unknown,
+            Some(account) if self.accounts.contains(&account) => Delegacy::Granted,
+            Some(_) => Delegacy::None,
+            // The kernel names it, so the list is behind.
+            None => Delegacy::Unknown,
         }
     }
 }
 
-/// The pods of this node were not listed yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotListed;
-
 impl NodePods {
-    pub fn account_of(&self, pod_uid: &str) -> Result<Option<ServiceAccount>, NotListed> {
+    pub fn account_of(&self, pod_uid: &str) -> Option<ServiceAccount> {
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
-        match seen.accounts.get(pod_uid) {
-            Some(account) => Ok(Some(account.clone())),
-            None if seen.complete => Ok(None),
-            None => Err(NotListed),
-        }
+        seen.accounts.get(pod_uid).cloned()
     }
 
     /// The UIDs of the pods that run as one of `accounts`.
@@ -120,7 +113,7 @@ impl NodePods {
                         tracing::warn!(
                             event = "pods_not_watched",
                             %error,
-                            "this node's pods cannot be listed or watched; the agent's service account needs `get`, \
+                            "this node's pods cannot be listed or watched; the agent's service account needs \
                              `list` and `watch` on pods"
                         );
                     }
@@ -202,9 +195,10 @@ mod tests {
         pods.take(Event::InitApply(pod("3", "kube-system", None)));
         pods.take(Event::InitDone);
         assert_eq!(delegates.says("1"), Delegacy::Granted);
-        for other in ["2", "3", "4"] {
+        for other in ["2", "3"] {
             assert_eq!(delegates.says(other), Delegacy::None, "{other}");
         }
+        assert_eq!(delegates.says("4"), Delegacy::Unknown, "it is new, and the list is behind");
     }
 
     #[test]
@@ -221,7 +215,7 @@ mod tests {
         pods.take(Event::InitApply(pod("5", "kube-system", Some("csi"))));
         pods.take(Event::InitDone);
         assert_eq!(pods.running_as(&[driver()]), ["5"]);
-        assert_eq!(pods.account_of("1"), Ok(None));
+        assert_eq!(pods.account_of("1"), None);
     }
 
     #[test]

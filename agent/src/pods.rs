@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 
-use crate::attribute::Workload;
 use crate::claims::Claims;
 use crate::clock::Now;
 use crate::config::PodLimits;
@@ -20,15 +20,14 @@ pub struct Pods {
     by_uid: Mutex<HashMap<Arc<str>, Arc<Pod>>>,
 }
 
-/// One pod, as long as one of its cgroups lives.
+/// One pod, as long as it lives.
 #[derive(Debug)]
 pub struct Pod {
     uid: Arc<str>,
     limits: PodLimits,
     /// From a verified token of this very pod.
     name: OnceLock<Arc<Claims>>,
-    cgroups: Mutex<HashSet<u64>>,
-    waiting: AtomicUsize,
+    waiting: Semaphore,
     failures: Mutex<Failures>,
     pub connections: AtomicUsize,
     pub served: AtomicU64,
@@ -42,16 +41,6 @@ struct Failures {
     clear: Option<Instant>,
 }
 
-/// One request's place among those of its pod that wait.
-#[derive(Debug)]
-pub struct Waiting<'a>(&'a Pod);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Pods {
     pub fn new(limits: PodLimits) -> Self {
         Pods { limits, by_uid: Mutex::default() }
@@ -62,37 +51,23 @@ impl Pods {
     }
 
     /// The entry of the pod that opened a connection.
-    pub fn of(&self, workload: &Workload) -> Arc<Pod> {
+    pub fn of(&self, pod_uid: &Arc<str>) -> Arc<Pod> {
         let mut pods = lock(&self.by_uid);
-        let pod = pods
-            .entry(Arc::clone(&workload.pod_uid))
-            .or_insert_with(|| Arc::new(Pod::new(Arc::clone(&workload.pod_uid), self.limits)));
-        lock(&pod.cgroups).insert(workload.cgroup_id);
-        Arc::clone(pod)
+        let new = || Arc::new(Pod::new(Arc::clone(pod_uid), self.limits));
+        Arc::clone(pods.entry(Arc::clone(pod_uid)).or_insert_with(new))
     }
 
     pub fn all(&self) -> Vec<Arc<Pod>> {
         lock(&self.by_uid).values().cloned().collect()
     }
 
-    /// Forgets the pods that have no connection and none of whose cgroups `is_alive`; gives their UIDs.
-    pub fn forget_dead(&self, is_alive: impl Fn(u64) -> bool) -> Vec<Arc<str>> {
-        let mut dead = Vec::new();
-        // Asking the kernel about each cgroup takes its time; new connections must not wait for it.
-        for pod in self.all() {
-            let mut cgroups = lock(&pod.cgroups);
-            cgroups.retain(|cgroup| is_alive(*cgroup));
-            if cgroups.is_empty() && pod.connections.load(Ordering::Relaxed) == 0 {
-                dead.push(Arc::clone(&pod.uid));
-            }
-        }
+    /// Forgets those `among` the pods that are not `live` and have no connection; gives their UIDs. `live` must have been
+    /// asked after `among` was taken: a pod that has started meanwhile is missing from both.
+    pub fn forget_ended(&self, among: &[Arc<Pod>], live: &HashSet<Arc<str>>) -> Vec<Arc<str>> {
         let mut pods = lock(&self.by_uid);
-        dead.retain(|uid| {
-            // It may have come back meanwhile with a new container.
-            let still = pods.get(uid).is_some_and(|pod| lock(&pod.cgroups).is_empty());
-            still && pods.remove(uid).is_some()
-        });
-        dead
+        let is_idle = |pod: &Pod| pod.connections.load(Ordering::Relaxed) == 0;
+        let ended = among.iter().filter(|pod| !live.contains(&pod.uid) && is_idle(pod));
+        ended.filter_map(|pod| pods.remove(&pod.uid)).map(|pod| Arc::clone(&pod.uid)).collect()
     }
 }
 
@@ -102,8 +77,7 @@ impl Pod {
             uid,
             limits,
             name: OnceLock::new(),
-            cgroups: Mutex::default(),
-            waiting: AtomicUsize::new(0),
+            waiting: Semaphore::new(limits.waiting),
             failures: Mutex::default(),
             connections: AtomicUsize::new(0),
             served: AtomicU64::new(0),
@@ -128,11 +102,9 @@ impl Pod {
         }
     }
 
-    /// A place among those that wait for an answer, or none while this pod has all of its own taken.
-    pub fn wait(&self) -> Option<Waiting<'_>> {
-        let place = Waiting(self);
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        (before < self.limits.waiting).then_some(place)
+    /// A place among those that wait for an answer, as soon as this pod has one free before the deadline.
+    pub async fn wait(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        timeout_at(deadline, self.waiting.acquire()).await.ok()?.ok()
     }
 
     /// Whether another unknown token of this pod may be looked at.
@@ -176,21 +148,10 @@ mod tests {
         metrics_max: 500,
     };
 
-    fn workload(uid: &str, cgroup_id: u64) -> Workload {
-        Workload {
-            pod_uid: uid.into(),
-            container_id: None,
-            cgroup_id,
-            tgid: 1,
-            netns: 2,
-            host_network: false,
-        }
-    }
-
     #[test]
     fn a_pods_bad_tokens_are_bounded_by_the_second_and_leave_others_alone() {
         let pods = Pods::new(LIMITS);
-        let (noisy, quiet) = (pods.of(&workload("noisy", 1)), pods.of(&workload("quiet", 2)));
+        let (noisy, quiet) = (pods.of(&"noisy".into()), pods.of(&"quiet".into()));
         let start = Clock::default().now();
         let allowed = (0..200)
             .take_while(|_| {
@@ -206,35 +167,38 @@ mod tests {
         assert!(!noisy.may_fail(later(19)) && noisy.may_fail(later(20)), "one more every 20 ms");
     }
 
-    #[test]
-    fn places_among_the_waiting_come_back() {
+    #[tokio::test(start_paused = true)]
+    async fn places_among_the_waiting_come_back() {
         let pods = Pods::new(LIMITS);
-        let pod = pods.of(&workload("a", 1));
-        let (first, _second) = (pod.wait().expect("room"), pod.wait().expect("room"));
-        assert!(pod.wait().is_none());
-        assert!(pod.wait().is_none(), "being turned away takes no place");
-        drop(first);
-        assert!(pod.wait().is_some());
+        let pod = pods.of(&"a".into());
+        let deadline = Clock::default().now().mono + Duration::from_secs(1);
+        let (first, _second) =
+            (pod.wait(deadline).await.expect("room"), pod.wait(deadline).await.expect("room"));
+        assert!(pod.wait(deadline).await.is_none());
+        let (_, third) = tokio::join!(async { drop(first) }, pod.wait(deadline + Duration::from_secs(1)));
+        assert!(third.is_some());
     }
 
     #[test]
-    fn a_pod_is_forgotten_with_its_last_cgroup_and_connection() {
+    fn a_pod_is_forgotten_when_it_has_ended_and_its_connections_too() {
         let pods = Pods::new(LIMITS);
-        let pod = pods.of(&workload("a", 1));
-        pods.of(&workload("a", 2));
-        pods.of(&workload("b", 3));
-        assert!(pods.forget_dead(|cgroup| cgroup != 1).is_empty(), "one container has ended, the pod lives");
+        let pod = pods.of(&"a".into());
+        pods.of(&"b".into());
+        let all = pods.all();
+        pods.of(&"c".into());
+        let live = |uids: &[&str]| uids.iter().map(|uid| Arc::from(*uid)).collect();
+        assert!(pods.forget_ended(&all, &live(&["a", "b"])).is_empty());
         pod.connections.store(1, Ordering::Relaxed);
-        assert!(pods.forget_dead(|cgroup| cgroup == 3).is_empty(), "a connection is still open");
+        assert!(pods.forget_ended(&all, &live(&["b"])).is_empty(), "a connection is still open");
         pod.connections.store(0, Ordering::Relaxed);
-        assert_eq!(pods.forget_dead(|cgroup| cgroup == 3), [Arc::from("a")]);
-        assert_eq!(pods.all().len(), 1);
+        assert_eq!(pods.forget_ended(&all, &live(&["b"])), [Arc::from("a")], "c came after the question");
+        assert_eq!(pods.all().len(), 2);
     }
 
     #[test]
     fn a_pods_name_comes_from_its_own_token_only() {
         let pods = Pods::new(LIMITS);
-        let pod = pods.of(&workload("a", 1));
+        let pod = pods.of(&"a".into());
         let claims = |uid: &str| {
             Arc::new(Claims {
                 namespace: "shop".into(),

@@ -16,7 +16,7 @@ pub enum Rejection {
     MethodNotAllowed,
     HeadersTooLarge,
     WrongHost,
-    /// `--verify enforce` was asked for, and this agent cannot tell who is calling.
+    /// Callers were to be refused by the kernel's word, and this node has none to go by.
     CannotEnforce,
     Token {
         error: TokenError,
@@ -170,8 +170,8 @@ impl Rejection {
                                      [fd00:ec2::23]. Requests that reached it by another name are refused."
                 .to_owned(),
             Rejection::CannotEnforce => {
-                "This agent was told to verify callers (--verify enforce), and this node has no working kernel \
-                 attribution to do it by: `podcred doctor` says why and what to do."
+                "This agent was told to refuse callers by the kernel's word (--verify enforce, or --verify-unattributed \
+                 deny), and this node has no working kernel attribution: `podcred doctor` says why and what to do."
                     .to_owned()
             }
             Rejection::Unattributed(reason) => {
@@ -191,7 +191,7 @@ impl Rejection {
             ),
             Rejection::DelegatesUnknown => {
                 "This token is another pod's, and whether its bearer is a delegate is not known before the API server \
-                 has listed this node's pods; ask again."
+                 has listed the bearer's pod; ask again."
                     .to_owned()
             }
             Rejection::OtherNode { pod } => format!(

@@ -7,11 +7,14 @@ mod logged;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response};
+use tokio::sync::SemaphorePermit;
+use tokio::time::sleep_until;
 
 pub use self::logged::Logged;
 use crate::attribute::{Attribution, Caller};
@@ -19,10 +22,9 @@ use crate::authenticate::token::TokenError;
 use crate::authenticate::{Authenticated, Authenticator};
 use crate::authorize::{Authorized, Policy, Verdict, authorize, check_host};
 use crate::clock::{Clock, Now};
-use crate::config::Verify;
 use crate::credentials::{Credentials, Issued, ServedFrom};
 use crate::metrics::Metrics;
-use crate::pods::{Pod, Pods, Waiting};
+use crate::pods::{Pod, Pods};
 use crate::reject::Rejection;
 
 const PATH: &str = "/v1/credentials";
@@ -45,6 +47,8 @@ pub struct Service {
     pub attribution: Attribution,
     pub pods: Pods,
     pub policy: Policy,
+    /// The longest that a request takes, and the shortest that a 503 does.
+    pub wait: Duration,
     pub credentials: Credentials,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -55,16 +59,20 @@ impl Service {
     pub async fn respond<B>(&self, request: &Request<B>, connection: &Connection) -> Response<Full<Bytes>> {
         let asked = self.clock.now();
         let result = self.credentials_for(request, connection, asked).await;
-        let answered = self.clock.now();
-        let took = answered.mono.saturating_duration_since(asked.mono);
         match result {
             Ok((issued, from)) => {
-                self.metrics.served(from, took);
+                self.metrics.served(from, self.clock.now().mono.saturating_duration_since(asked.mono));
                 count(connection, |pod| &pod.served);
                 ok(issued.body.clone())
             }
             Err(rejection) => {
                 let response = refusal(&rejection);
+                // Java spends its six attempts in 5 ms where a 503 comes at once.
+                if response.status().is_server_error() {
+                    sleep_until(asked.mono + self.wait).await;
+                }
+                let answered = self.clock.now();
+                let took = answered.mono.saturating_duration_since(asked.mono);
                 self.metrics.rejected(&rejection, response.status(), took);
                 count(connection, |pod| &pod.refused);
                 self.logged.rejected(&rejection, connection.peer, answered);
@@ -82,17 +90,28 @@ impl Service {
         route(request)?;
         bound_headers(request.headers())?;
         check_host(host(request), connection.local)?;
-        if self.policy.verify == Verify::Enforce && !self.attribution.can_enforce() {
+        if self.policy.refuses() && !self.attribution.can_enforce() {
             return Err(Rejection::CannotEnforce);
         }
-        let _place = place_among_the_waiting(connection)?;
+        let _place = self.place_among_the_waiting(connection, now).await?;
         let token = the_token(request.headers())?;
         let authenticated = self.authenticate(connection, token, now).await?;
         let (verdict, authorized) = authorize(&connection.caller, authenticated, &self.policy);
-        self.compared(connection, &verdict, token, now);
+        self.compared(connection, &verdict, token);
         match authorized? {
             Authorized::Checked(permit) => self.credentials.get(&permit, token, now).await,
             Authorized::Unchecked(permit) => self.credentials.get_unchecked(&permit, token, now).await,
+        }
+    }
+
+    async fn place_among_the_waiting<'a>(
+        &self,
+        connection: &'a Connection,
+        now: Now,
+    ) -> Result<Option<SemaphorePermit<'a>>, Rejection> {
+        match connection.pod.as_deref() {
+            Some(pod) => pod.wait(now.mono + self.wait).await.map(Some).ok_or(Rejection::TooManyWaiting),
+            None => Ok(None),
         }
     }
 
@@ -124,20 +143,13 @@ impl Service {
         }
     }
 
-    fn compared(&self, connection: &Connection, verdict: &Verdict, token: &[u8], now: Now) {
+    fn compared(&self, connection: &Connection, verdict: &Verdict, token: &[u8]) {
         self.metrics.compared(verdict);
         let (Verdict::OtherPod(caller), Some(claims)) = (verdict, self.authenticator.pod_of(token)) else {
             return;
         };
         let name = connection.pod.as_deref().and_then(Pod::claims);
-        self.logged.other_pod(caller, name.map(|name| &**name), &claims, now);
-    }
-}
-
-fn place_among_the_waiting(connection: &Connection) -> Result<Option<Waiting<'_>>, Rejection> {
-    match connection.pod.as_deref() {
-        Some(pod) => pod.wait().map(Some).ok_or(Rejection::TooManyWaiting),
-        None => Ok(None),
+        self.logged.other_pod(caller, name.map(|name| &**name), &claims);
     }
 }
 

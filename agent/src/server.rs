@@ -141,7 +141,9 @@ async fn accept(
         let Ok(local) = stream.local_addr() else { continue };
         let caller = service.attribution.caller(&stream, peer, local);
         service.metrics.attributed(&caller);
-        let pod = caller.as_ref().ok().map(|workload| service.pods.of(workload));
+        // What a pod can spoof must not be charged to another.
+        let known = caller.as_ref().ok().filter(|_| service.attribution.can_enforce());
+        let pod = known.map(|workload| service.pods.of(&workload.pod_uid));
         let place = match connections.admit(pod.clone(), now) {
             Ok(place) => place,
             Err(full) => {

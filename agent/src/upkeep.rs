@@ -54,16 +54,21 @@ async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -
 
 fn sweep(service: &Service) {
     service.attribution.follow_pods();
-    let ended = service.pods.forget_dead(|cgroup| service.attribution.is_alive(cgroup));
-    if let Some(probed) = service.attribution.probed() {
-        // Other sources forget a pod whose connections have ended, which may well live on.
-        service.credentials.pods_ended(&ended);
-        probed.cgroups.forget_dead();
-        let swept =
-            probed.counters.sweep(&probed.probe, &probed.cgroups).and_then(|()| probed.forget_namespaces());
-        if let Err(error) = swept {
-            service.logged.probe_failed(&error, service.clock.now());
+    let pods = service.pods.all();
+    let live = match service.attribution.live_pods() {
+        Ok(live) => live,
+        Err(error) => {
+            tracing::debug!(event = "cgroups_unreadable", %error, "the pods' cgroups cannot be listed");
+            return;
         }
+    };
+    let ended = service.pods.forget_ended(&pods, &live);
+    let Some(probed) = service.attribution.probed() else { return };
+    service.credentials.pods_ended(&ended);
+    probed.cgroups.forget_dead();
+    let swept = probed.counters.sweep(&probed.probe, &probed.cgroups, &live);
+    if let Err(error) = swept.and_then(|()| probed.forget_namespaces()) {
+        service.logged.probe_failed(&error, service.clock.now());
     }
 }
 

@@ -239,10 +239,6 @@ async fn pack(path: &Path, unpacked: &Unpacked, built: &Built, arguments: &Argum
     for program in PROGRAMS {
         initrd.program(program, None).await?;
     }
-    let authorities = Path::new(AUTHORITIES);
-    if authorities.exists() {
-        initrd.copy(authorities, authorities)?;
-    }
     for (index, place) in MODULES.iter().enumerate() {
         if let Some(module) = unpacked.module(place)? {
             let name = module.file_name().unwrap_or_default().to_string_lossy();

@@ -118,7 +118,7 @@ async fn tests() -> Result<(Counts, LeftOut)> {
         left_out.push("promtool's check of /metrics: no promtool and no apt-get");
     }
     if !is_root() {
-        left_out.push("the tests of `podcred initialize`, and of `podcred flush` by another user, which need root: they are counted but did nothing");
+        left_out.push("what needs root: the tests of the kernel programs, the simulated node and its pods, `podcred initialize`, and `podcred flush` by another user; they are counted but did nothing");
     }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("cargo test has no stdout")?).lines();

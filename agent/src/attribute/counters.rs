@@ -3,7 +3,7 @@
 //! The kernel counts by groups of cgroups, which come and go with containers. A pod's numbers must not fall when one of its
 //! containers is started anew, and the node's must not when a pod ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agent_ebpf::Counters;
@@ -20,7 +20,7 @@ pub struct PerPod {
 struct Known {
     /// Whose group it is, remembered beyond the cgroup's end.
     owners: HashMap<u64, Arc<str>>,
-    /// From groups that are gone, of pods that are not.
+    /// From groups that are gone, of pods that are not (as of the last sweep).
     of_ended_groups: HashMap<Arc<str>, Counters>,
     /// From all groups that are gone.
     of_all_ended: Counters,
@@ -36,47 +36,58 @@ pub struct Counted {
 impl PerPod {
     /// Reads the kernel's counters as they are now.
     pub fn read(&self, probe: &Probe, cgroups: &Cgroups) -> Result<Counted, ProbeError> {
-        Ok(self.sum(&probe.counters()?, |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid)))
+        // Held while the kernel is read: what a sweep takes out of the kernel meanwhile would count twice.
+        let mut known = lock(&self.known);
+        Ok(known.sum(&probe.counters()?, |group| owner(cgroups, group)))
     }
 
-    /// Gives the kernel back the room of the groups whose cgroups are gone, and keeps what they had counted.
-    pub fn sweep(&self, probe: &Probe, cgroups: &Cgroups) -> Result<(), ProbeError> {
+    /// Gives the kernel back the room of the groups whose cgroups are gone, and keeps what they had counted for the pods
+    /// that are `live` still.
+    pub fn sweep(
+        &self,
+        probe: &Probe,
+        cgroups: &Cgroups,
+        live: &HashSet<Arc<str>>,
+    ) -> Result<(), ProbeError> {
+        let mut known = lock(&self.known);
         let groups = probe.counters()?;
         // Remembers the owners of new groups while they can be had.
-        let _ = self.sum(&groups, |group| cgroups.pod_of(group).ok().map(|pod| pod.pod_uid));
+        let _ = known.sum(&groups, |group| owner(cgroups, group));
         for (group, counters) in groups {
             if !cgroups.is_alive(group) {
                 probe.forget_group(group)?;
-                self.ended(group, &counters);
+                known.ended(group, &counters);
             }
         }
+        known.of_ended_groups.retain(|pod, _| live.contains(pod));
         Ok(())
     }
+}
 
-    fn sum(&self, groups: &HashMap<u64, Counters>, owner: impl Fn(u64) -> Option<Arc<str>>) -> Counted {
-        let mut known = lock(&self.known);
-        let mut counted = Counted { pods: known.of_ended_groups.clone(), node: known.of_all_ended };
+fn owner(cgroups: &Cgroups, group: u64) -> Option<Arc<str>> {
+    cgroups.pod_of(group).ok().map(|pod| pod.pod_uid)
+}
+
+impl Known {
+    fn sum(&mut self, groups: &HashMap<u64, Counters>, owner: impl Fn(u64) -> Option<Arc<str>>) -> Counted {
+        let mut counted = Counted { pods: self.of_ended_groups.clone(), node: self.of_all_ended };
         for (group, counters) in groups {
             add(&mut counted.node, counters);
-            let owner = match known.owners.get(group) {
+            let owner = match self.owners.get(group) {
                 Some(owner) => Some(Arc::clone(owner)),
                 None => owner(*group),
             };
             let Some(owner) = owner else { continue };
-            known.owners.insert(*group, Arc::clone(&owner));
+            self.owners.insert(*group, Arc::clone(&owner));
             add(counted.pods.entry(owner).or_default(), counters);
         }
         counted
     }
 
-    fn ended(&self, group: u64, counters: &Counters) {
-        let mut known = lock(&self.known);
-        add(&mut known.of_all_ended, counters);
-        let Some(owner) = known.owners.remove(&group) else { return };
-        if known.owners.values().any(|other| *other == owner) {
-            add(known.of_ended_groups.entry(owner).or_default(), counters);
-        } else {
-            known.of_ended_groups.remove(&owner);
+    fn ended(&mut self, group: u64, counters: &Counters) {
+        add(&mut self.of_all_ended, counters);
+        if let Some(owner) = self.owners.remove(&group) {
+            add(self.of_ended_groups.entry(owner).or_default(), counters);
         }
     }
 }
@@ -111,26 +122,25 @@ mod tests {
     #[test]
     fn a_pods_numbers_survive_its_containers_and_the_nodes_survive_its_pods() {
         let owner = |group: u64| Some(Arc::from(if group < 10 { "a" } else { "b" }));
-        let counters = PerPod::default();
-        let seen = counters.sum(&[(1, refused(5)), (2, refused(7)), (10, refused(100))].into(), owner);
+        let mut known = Known::default();
+        let seen = known.sum(&[(1, refused(5)), (2, refused(7)), (10, refused(100))].into(), owner);
         assert_eq!((seen.pods["a"].refused, seen.pods["b"].refused, seen.node.refused), (12, 100, 112));
 
-        counters.ended(1, &refused(6));
-        let seen = counters.sum(&[(2, refused(7)), (10, refused(100))].into(), |_| None);
+        known.ended(1, &refused(6));
+        let seen = known.sum(&[(2, refused(7)), (10, refused(100))].into(), |_| None);
         assert_eq!((seen.pods["a"].refused, seen.node.refused), (13, 113), "its owner is remembered");
 
-        counters.ended(2, &refused(7));
-        counters.ended(10, &refused(100));
-        let seen = counters.sum(&HashMap::new(), owner);
-        assert!(seen.pods.is_empty(), "no pod is left");
-        assert_eq!(seen.node.refused, 113);
+        // Its last container has ended, and the next one has not connected yet.
+        known.ended(2, &refused(7));
+        let seen = known.sum(&[(10, refused(100))].into(), owner);
+        assert_eq!((seen.pods["a"].refused, seen.node.refused), (13, 113));
     }
 
     #[test]
     fn a_group_that_came_and_went_between_two_looks_is_the_nodes_alone() {
-        let counters = PerPod::default();
-        counters.ended(1, &refused(3));
-        let seen = counters.sum(&HashMap::new(), |_| None);
+        let mut known = Known::default();
+        known.ended(1, &refused(3));
+        let seen = known.sum(&HashMap::new(), |_| None);
         assert_eq!((seen.pods.len(), seen.node.refused), (0, 3));
     }
 }

@@ -84,7 +84,8 @@ impl InetDiag {
         let (likely, others): (Vec<_>, Vec<_>) =
             pods.values_mut().partition(|pod| pod.address == Some(address));
         for pod in likely.into_iter().chain(others) {
-            if let Some(found) = pod.socket.cgroup_of(local, remote)? {
+            // One that cannot be asked keeps nobody from asking the others.
+            if let Ok(Some(found)) = pod.socket.cgroup_of(local, remote) {
                 pod.address = Some(address);
                 return Ok(Some(found));
             }

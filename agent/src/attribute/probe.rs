@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -123,6 +123,11 @@ impl Probe {
         })
     }
 
+    /// Takes away what agents of any version have pinned there.
+    pub fn unpin(root: &Path) -> Result<(), ProbeError> {
+        Pins::open(root, OBJECT)?.lock()?.remove_all()
+    }
+
     /// From here on connections to this address are watched.
     pub fn watch(&self, address: SocketAddr, kind: Kind) -> Result<(), ProbeError> {
         self.destinations.insert(destination(address), kind as u32)
@@ -202,9 +207,9 @@ impl Probe {
         report
     }
 
-    /// Whether all programs are where they should be.
-    pub fn is_attached(&self) -> bool {
-        self.attachments.are_attached()
+    /// For how long all programs have been where they should be; None while one is not.
+    pub fn attached_for(&self) -> Option<Duration> {
+        self.attachments.attached_for()
     }
 
     /// Detaches all programs, pinned or not, until [`Probe::maintain`] attaches them again.

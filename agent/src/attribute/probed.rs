@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
 use super::counters::PerPod;
@@ -37,7 +38,12 @@ impl Probed {
         if self.is_proxy(caller.cgroup_id)? {
             return self.proxied(&caller);
         }
-        Ok(workload(&caller, self.cgroups.pod_of(caller.cgroup_id)?))
+        let pod = match self.cgroups.pod_of(caller.cgroup_id) {
+            // A cgroup that a container made for a moment; what is above it is the pod's, too.
+            Err(NoPod::Gone) => self.cgroups.pod_of(caller.group),
+            found => found,
+        };
+        Ok(workload(&caller, pod?))
     }
 
     /// The pod that a trusted proxy connected for. The proxy does so from inside the pod's network namespace, because
@@ -118,11 +124,14 @@ impl Probed {
     }
 }
 
+/// A SYN that was lost, as when nobody listened yet, is sent again after a second.
+const SYN_AGAIN: Duration = Duration::from_secs(2);
+
 pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
-        Ok(None) if probe.is_attached() => Err(Unattributed::NoRecord),
-        // Somebody has detached the programs; they will be attached again within a second.
+        Ok(None) if probe.attached_for().is_some_and(|time| time > SYN_AGAIN) => Err(Unattributed::NoRecord),
+        // The programs are detached (and will be attached again within a second), or were when it called connect().
         Ok(None) => Err(Unattributed::CannotTell),
         Err(error) => Err(cannot_tell(&error)),
     }

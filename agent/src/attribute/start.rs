@@ -1,13 +1,13 @@
 //! Which way of attribution this node bears: the best first, and for each one down the reason.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use agent_ebpf::Kind;
 
 use super::cgroup::{self, Cgroups, NoPod};
-use super::inet_diag::InetDiag;
+use super::inet_diag::{Followed, InetDiag};
 use super::layout::{Layout, Version};
 use super::probe::{Probe, ProbeConfig, ProbeError};
 use super::probed::Probed;
@@ -44,6 +44,12 @@ pub(crate) fn best(settings: &Settings) -> Attribution {
         problem = problem.map(|problem| format!("{problem}. --imds refuse-pods refuses nobody here"));
     }
     Attribution { source, problem, _layout: Some(layout) }
+}
+
+/// Programs that an earlier agent pinned would go on for ever: counting, and refusing IMDS.
+pub(super) fn leave_no_pins(settings: &Settings) -> Option<String> {
+    let pins = settings.paths.pin.as_deref().filter(|pins| pins.exists())?;
+    Probe::unpin(pins).err().map(|error| error.to_string())
 }
 
 /// With what there is to tell the operator of it.
@@ -91,22 +97,33 @@ fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Chosen {
         Ok(cgroups) => cgroups,
         Err(problem) => return none(problem),
     };
-    let (mut proxies, mut problem) = (Vec::new(), None);
+    let (mut proxies, mut problems) = (Vec::new(), Vec::new());
     for proxy in &settings.trusted_proxies {
-        let path = proxy.strip_prefix(&layout.mount).or_else(|_| proxy.strip_prefix("/")).unwrap_or(proxy);
-        match layout.mount.join(path).strip_prefix(&layout.kubepods) {
-            Ok(place) => proxies.push(place.to_owned()),
-            Err(_) => {
-                problem = Some(format!(
-                    "--trusted-proxy-cgroup {}: is not below the pods' cgroup {}, so the kernel programs do not see its \
-                     connections",
-                    proxy.display(),
-                    layout.kubepods.display()
-                ));
-            }
+        match place_of_proxy(layout, proxy) {
+            Ok(place) => proxies.push(place),
+            Err(problem) => problems.push(format!("--trusted-proxy-cgroup {}: {problem}", proxy.display())),
         }
     }
+    let problem = (!problems.is_empty()).then(|| problems.join("; "));
     (Source::Probe(Arc::new(Probed::new(probe, cgroups, proxies))), problem)
+}
+
+/// From kubepods on.
+fn place_of_proxy(layout: &Layout, proxy: &Path) -> Result<PathBuf, String> {
+    let path = proxy.strip_prefix(&layout.mount).or_else(|_| proxy.strip_prefix("/")).unwrap_or(proxy);
+    let path = layout.mount.join(path);
+    let kubepods = layout.kubepods.display();
+    let place = path.strip_prefix(&layout.kubepods).map_err(|_| {
+        format!("is not below the pods' cgroup {kubepods}, so the kernel programs do not see its connections")
+    })?;
+    let mut parts = place.components();
+    if parts.clone().count() == 0 || !parts.all(|part| matches!(part, Component::Normal(_))) {
+        return Err(format!("has to be one cgroup below {kubepods}, without `..`"));
+    }
+    if !path.is_dir() {
+        return Err("there is no such cgroup (a pod's changes with the pod)".to_owned());
+    }
+    Ok(place.to_owned())
 }
 
 fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Chosen {
@@ -122,9 +139,12 @@ fn without_probe(settings: &Settings, layout: &Layout, problem: String) -> Chose
         Err(other) => return none(format!("{problem}; and inet_diag cannot stand in: {other}")),
     };
     let host = HostProc::open(&settings.paths.host_proc, layout).ok();
-    let seen = match &host {
-        Some(_) => "all pods",
-        None => "hostNetwork pods alone (for the others the node's /proc is needed, see --host-proc)",
+    let seen = match host.as_ref().map(|host| table.follow(host)) {
+        Some(Ok(Followed { refused: None, .. })) => "all pods",
+        Some(Ok(Followed { refused: Some(_), .. }) | Err(_)) | None => {
+            "hostNetwork pods alone (the others take the node's /proc, see --host-proc, with CAP_SYS_ADMIN and \
+             CAP_SYS_PTRACE)"
+        }
     };
     let problem = format!(
         "{problem}. Instead the kernel's table of sockets is asked (inet_diag), for {seen}; pods can spoof it: good for \

@@ -126,7 +126,8 @@ fn a_delegate_may_once_the_pods_of_the_node_are_listed() {
         decide(&pod("driver"), verified("a"), &enforce),
         ("delegates_unknown", Some("delegates_unknown"))
     );
-    pods.list(&[("driver", driver)]);
+    let other = config::ServiceAccount { namespace: "shop".to_owned(), name: "b".to_owned() };
+    pods.list(&[("driver", driver), ("b", other)]);
     assert_eq!(decide(&pod("driver"), verified("a"), &enforce), ("delegate", None));
     assert_eq!(decide(&pod("b"), verified("a"), &enforce), ("other_pod", Some("other_pod")));
 }

@@ -1,6 +1,6 @@
 //! What goes wrong again and again, in the log once a minute.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,16 +24,20 @@ const KEPT_LINES: usize = 1_024;
 #[derive(Debug, Default)]
 pub struct Logged {
     last: Mutex<HashMap<About, Instant>>,
+    pairs: Mutex<HashSet<Pair>>,
 }
 
-/// A reason, and the UIDs of the pods concerned, as far as they are known for sure.
-type About = (&'static str, Option<Arc<str>>, Option<Arc<str>>);
+/// A reason, and the UID of the pod concerned, as far as it is known for sure.
+type About = (&'static str, Option<Arc<str>>);
+
+/// The UIDs of the pod that connected, and of the one whose token it presented.
+type Pair = (Arc<str>, Arc<str>);
 
 impl Logged {
     pub(super) fn rejected(&self, rejection: &Rejection, peer: SocketAddr, now: Now) {
         let reason = rejection.reason();
         let pod = rejection.pod();
-        if !self.is_due((reason, pod.map(|pod| Arc::clone(&pod.pod_uid)), None), now) {
+        if !self.is_due((reason, pod.map(|pod| Arc::clone(&pod.pod_uid))), now) {
             return;
         }
         tracing::warn!(
@@ -49,16 +53,15 @@ impl Logged {
     }
 
     pub(crate) fn accept_failed(&self, error: &std::io::Error, now: Now) {
-        if self.is_due(("accept_failed", None, None), now) {
+        if self.is_due(("accept_failed", None), now) {
             tracing::warn!(event = "accept_failed", %error, "a connection could not be accepted");
         }
     }
 
-    /// Once a minute for each pair, whether the request was refused or, in audit, was not.
-    pub(super) fn other_pod(&self, caller: &Workload, name: Option<&Claims>, token: &Claims, now: Now) {
-        let pair =
-            ("other_pod_presents_token", Some(Arc::clone(&caller.pod_uid)), Some(Arc::clone(&token.pod_uid)));
-        if !self.is_due(pair, now) {
+    /// Once for each pair, whether the request was refused or, in audit, was not.
+    pub(super) fn other_pod(&self, caller: &Workload, name: Option<&Claims>, token: &Claims) {
+        let pair = (Arc::clone(&caller.pod_uid), Arc::clone(&token.pod_uid));
+        if !self.is_new(pair) {
             return;
         }
         tracing::warn!(
@@ -78,7 +81,7 @@ impl Logged {
 
     pub(crate) fn connection_refused(&self, full: CapOf, pod: Option<&Pod>, now: Now) {
         let pod = pod.filter(|_| full == CapOf::Pod);
-        if !self.is_due(("connection_refused", pod.map(|pod| Arc::clone(pod.uid())), None), now) {
+        if !self.is_due(("connection_refused", pod.map(|pod| Arc::clone(pod.uid()))), now) {
             return;
         }
         let claims = pod.and_then(Pod::claims);
@@ -94,10 +97,19 @@ impl Logged {
     }
 
     pub(crate) fn probe_failed(&self, error: &ProbeError, now: Now) {
-        if self.is_due(("probe_upkeep_failed", None, None), now) {
+        if self.is_due(("probe_upkeep_failed", None), now) {
             let error = chain(error);
             tracing::warn!(event = "probe_upkeep_failed", %error, "the kernel programs cannot be looked after; tried again");
         }
+    }
+
+    fn is_new(&self, pair: Pair) -> bool {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        // A thief can collect as many tokens as there are pods; then they are told again.
+        if pairs.len() >= KEPT_LINES && !pairs.contains(&pair) {
+            pairs.clear();
+        }
+        pairs.insert(pair)
     }
 
     fn is_due(&self, about: About, now: Now) -> bool {

@@ -3,7 +3,7 @@
 //! Whoever opens connections and leaves them lying pays with the oldest of their own: a pod that asks and goes is never
 //! the longest idle. A pod that the kernel knows has a cap of its own; what it cannot tell is bounded by the node's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -40,6 +40,8 @@ impl CapOf {
 struct Open {
     next_id: u64,
     slots: HashMap<u64, Arc<Slot>>,
+    /// The slots of each pod: one pod at its cap must not cost a look at everybody's.
+    of_pods: HashMap<Arc<str>, BTreeSet<u64>>,
 }
 
 #[derive(Debug)]
@@ -67,20 +69,22 @@ impl Connections {
     /// all; with all of them waiting for an answer there is none.
     pub(super) fn admit(self: &Arc<Self>, pod: Option<Arc<Pod>>, now: Now) -> Result<Place, CapOf> {
         let mut open = lock(&self.open);
-        // The pod's number changes under this lock only.
-        if let Some(pod) = &pod
-            && pod.connections.load(Ordering::Relaxed) >= self.max_of_a_pod
-        {
-            let of_this_pod = |slot: &Slot| slot.pod.as_ref().is_some_and(|other| Arc::ptr_eq(other, pod));
-            open.evict_longest_idle(of_this_pod).ok_or(CapOf::Pod)?;
+        if let Some(pod) = &pod {
+            let own = open.of_pods.get(pod.uid()).into_iter().flatten();
+            if own.clone().count() >= self.max_of_a_pod {
+                let longest = open.longest_idle(own).ok_or(CapOf::Pod)?;
+                open.evict(longest);
+            }
         }
         if open.slots.len() >= self.max {
-            open.evict_longest_idle(|_| true).ok_or(CapOf::Node)?;
+            let longest = open.longest_idle(open.slots.keys()).ok_or(CapOf::Node)?;
+            open.evict(longest);
         }
         let id = open.next_id;
         open.next_id += 1;
         if let Some(pod) = &pod {
             pod.connections.fetch_add(1, Ordering::Relaxed);
+            open.of_pods.entry(Arc::clone(pod.uid())).or_default().insert(id);
         }
         let slot = Arc::new(Slot { pod, idle_since: Mutex::new(Some(now.mono)), close: Notify::new() });
         open.slots.insert(id, Arc::clone(&slot));
@@ -89,18 +93,27 @@ impl Connections {
 }
 
 impl Open {
-    fn evict_longest_idle(&mut self, among: impl Fn(&Slot) -> bool) -> Option<()> {
-        let candidates = self.slots.iter().filter(|(_, slot)| among(slot));
-        let idle = candidates.filter_map(|(id, slot)| Some(((*lock(&slot.idle_since))?, *id)));
-        let (_, longest) = idle.min()?;
-        self.remove(longest)?.close.notify_one();
-        Some(())
+    fn longest_idle<'a>(&self, among: impl Iterator<Item = &'a u64>) -> Option<u64> {
+        let idle = among.filter_map(|id| Some(((*lock(&self.slots.get(id)?.idle_since))?, *id)));
+        idle.min().map(|(_, id)| id)
+    }
+
+    fn evict(&mut self, id: u64) {
+        if let Some(slot) = self.remove(id) {
+            slot.close.notify_one();
+        }
     }
 
     fn remove(&mut self, id: u64) -> Option<Arc<Slot>> {
         let slot = self.slots.remove(&id)?;
         if let Some(pod) = &slot.pod {
             pod.connections.fetch_sub(1, Ordering::Relaxed);
+            if let Some(own) = self.of_pods.get_mut(pod.uid()) {
+                own.remove(&id);
+                if own.is_empty() {
+                    self.of_pods.remove(pod.uid());
+                }
+            }
         }
         Some(slot)
     }
@@ -139,7 +152,6 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::attribute::Workload;
     use crate::clock::Clock;
     use crate::config::{PodLimits, Switch};
     use crate::pods::Pods;
@@ -186,16 +198,7 @@ mod tests {
             metrics: Switch::On,
             metrics_max: 500,
         });
-        let pod = |uid: &str| {
-            Some(pods.of(&Workload {
-                pod_uid: uid.into(),
-                container_id: None,
-                cgroup_id: 1,
-                tgid: 1,
-                netns: 1,
-                host_network: false,
-            }))
-        };
+        let pod = |uid: &str| Some(pods.of(&uid.into()));
         let nobody = connections.admit(None, start).expect("room");
         let other = connections.admit(pod("other"), start).expect("room");
         let first = connections.admit(pod("greedy"), later(start, 1)).expect("room");

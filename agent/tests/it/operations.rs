@@ -179,7 +179,10 @@ async fn enforce_without_attribution_serves_nobody_and_says_so() {
     assert_eq!(answer.status, 503);
     assert!(answer.message().contains("--verify enforce"), "{answer:?}");
     let (status, text) = agent.probe("/readyz").await;
-    assert!(status == 503 && text.contains("attribution: --verify enforce: "), "{text}");
+    assert!(
+        status == 503 && text.contains("attribution: nobody can be refused by the kernel's word: "),
+        "{text}"
+    );
     assert!(text.contains("is no cgroup file system"), "the reason and the mend: {text}");
     assert_eq!(agent.metric(r#"podcred_attribution{source="none"}"#).await, 1.0);
     assert!(agent.logs().contains("--verify enforce cannot be kept on this node"), "{}", agent.logs());
@@ -197,11 +200,13 @@ async fn audit_without_attribution_serves_and_says_what_it_lacks() {
 }
 
 #[tokio::test]
-async fn what_is_unattributed_can_be_denied_in_audit_too() {
-    let node = Node::start(&["--verify-unattributed", "deny"]).await;
-    let answer = node.ask(&node.pod("p").token).await;
-    assert_eq!((answer.status, answer.code()), (403, "UnknownCaller"));
+async fn nobody_can_be_denied_for_what_this_node_cannot_tell_of_anybody() {
+    let node = Node::start(&[]).await;
+    let agent = Agent::start_unready(&node.eks, &["--verify-unattributed", "deny"]);
+    let answer = agent.ask(&node.pod("p").token).await;
+    assert_eq!((answer.status, answer.code()), (503, "ServiceUnavailable"));
     assert!(answer.message().contains("podcred doctor"), "{answer:?}");
+    assert_eq!(agent.probe("/readyz").await.0, 503);
 }
 
 #[tokio::test]

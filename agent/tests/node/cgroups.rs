@@ -25,6 +25,7 @@ impl Cgroup {
     pub(crate) fn new(hierarchy: &str) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "in CI these tests must run, as root");
             eprintln!("left out: cgroups need root");
             return None;
         }

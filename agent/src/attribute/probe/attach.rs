@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SockOps};
@@ -13,6 +15,7 @@ use aya::programs::{CgroupSockAddr, Program, ProgramError, SockOps};
 use super::pins::{Locked, Pins};
 use super::sys::{self, Hook};
 use super::{ProbeConfig, ProbeError, Upkeep};
+use crate::clock::since_boot;
 
 /// One program at one cgroup.
 struct Place {
@@ -26,6 +29,8 @@ pub(super) struct Attachments {
     places: Vec<Place>,
     /// In the places' order; None where attaching anew failed.
     links: Mutex<Vec<Option<OwnedFd>>>,
+    /// When one was attached last, in milliseconds since boot.
+    attached_at: AtomicU64,
 }
 
 impl Attachments {
@@ -58,7 +63,8 @@ impl Attachments {
         if let Some(pins) = pins {
             pins.remove_other_links(&names)?;
         }
-        Ok(Attachments { places, links: Mutex::new(links) })
+        let attached_at = AtomicU64::new(since_boot().as_millis() as u64);
+        Ok(Attachments { places, links: Mutex::new(links), attached_at })
     }
 
     /// Attaches anew what is not attached any more.
@@ -74,6 +80,7 @@ impl Attachments {
             match new {
                 Ok((new, _)) => {
                     *link = Some(new);
+                    self.attached_at.store(since_boot().as_millis() as u64, Ordering::Relaxed);
                     let (program, cgroup) = (place.program, place.cgroup.clone());
                     report.push(Upkeep::Reattached { program, cgroup });
                 }
@@ -83,8 +90,12 @@ impl Attachments {
         report
     }
 
-    pub(super) fn are_attached(&self) -> bool {
-        self.links().iter().all(|link| is_attached(link.as_ref()))
+    /// For how long all of them have been attached; None while one is not.
+    pub(super) fn attached_for(&self) -> Option<Duration> {
+        // Held only by who mends, which can take its time: then something is amiss.
+        let links = self.links.try_lock().ok()?;
+        let since = Duration::from_millis(self.attached_at.load(Ordering::Relaxed));
+        links.iter().all(|link| is_attached(link.as_ref())).then(|| since_boot().saturating_sub(since))
     }
 
     pub(super) fn detach(&self) -> Result<(), ProbeError> {

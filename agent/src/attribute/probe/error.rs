@@ -64,6 +64,12 @@ pub enum ProbeError {
         path = path.display()
     )]
     NoBpffs { path: PathBuf },
+    #[error(
+        "{path}: another process has held the lock on this folder for 10 s; an agent that starts holds it for a moment. See \
+         who has the folder open, or give --pin another one",
+        path = path.display()
+    )]
+    PinsLocked { path: PathBuf },
     #[error("the kernel object that podcred carries cannot be used: {0}")]
     Object(String),
 }

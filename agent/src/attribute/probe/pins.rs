@@ -9,12 +9,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aya::EbpfLoader;
 use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::io::Errno;
 
 use super::{ProbeError, sys};
+use crate::clock::since_boot;
 
 /// What must be the same for all programs of one version. The others are constant, or read by one process only.
 const MAPS: [&str; 11] = [
@@ -35,6 +39,10 @@ const MAPS: [&str; 11] = [
 const NAME: usize = 16;
 
 const LINKS: &str = "links";
+
+/// Nobody holds the lock so long who is not stuck.
+const LONGEST_START: Duration = Duration::from_secs(10);
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 pub(super) struct Pins {
     root: PathBuf,
@@ -65,7 +73,16 @@ impl Pins {
     /// Waits for agents that are just starting; each takes a moment, and the lock ends with its process.
     pub(super) fn lock(&self) -> Result<Locked<'_>, ProbeError> {
         let failed = |source| ProbeError::Pins { path: self.own.clone(), source };
-        flock(&self.directory, FlockOperation::LockExclusive).map_err(|errno| failed(errno.into()))?;
+        let deadline = since_boot() + LONGEST_START;
+        while let Err(errno) = flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            if errno != Errno::WOULDBLOCK {
+                return Err(failed(errno.into()));
+            }
+            if since_boot() > deadline {
+                return Err(ProbeError::PinsLocked { path: self.root.clone() });
+            }
+            thread::sleep(BETWEEN_TRIES);
+        }
         let locked = Locked { pins: self };
         fs::create_dir_all(self.own.join(LINKS)).map_err(failed)?;
         Ok(locked)
@@ -121,6 +138,10 @@ impl Locked<'_> {
         })
     }
 
+    pub(super) fn remove_all(&self) -> Result<(), ProbeError> {
+        self.each(&self.pins.root, |path| if is_a_version(path) { fs::remove_dir_all(path) } else { Ok(()) })
+    }
+
     fn each(&self, folder: &Path, act: impl Fn(&Path) -> io::Result<()>) -> Result<(), ProbeError> {
         let failed = |path: &Path, source| ProbeError::Pins { path: path.to_owned(), source };
         for entry in fs::read_dir(folder).map_err(|source| failed(folder, source))? {
@@ -133,6 +154,13 @@ impl Locked<'_> {
     fn link_path(&self, name: &str) -> PathBuf {
         self.pins.own.join(LINKS).join(name)
     }
+}
+
+/// Whether an agent made this folder. The one that they are in may be others', too.
+fn is_a_version(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_hash = name.len() == 16 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_hash && path.join(LINKS).is_dir()
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -4,6 +4,11 @@
 //! port, in the other it does the same to a port that nobody watches. Both arms take turns of a few dozen
 //! milliseconds, so that what else the machine does falls on both. A turn of each arm is a block, and the result is the
 //! median of the blocks' ratios of their 99th percentiles: a disturbance spoils its block and no other.
+//!
+//! How many blocks that takes depends on the machine: with both arms aimed at the unwatched port, runs of 400 blocks gave
+//! medians from 0.92 to 1.06 on two cores with a load of nine. So it goes on until the median's interval is clear of the
+//! goal, on either side, or the blocks are used up; then the median alone decides. Looking after each batch makes the
+//! interval less certain than its 99.9 %.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -18,8 +23,7 @@ use crate::harness::{Watched, connections, until};
 use crate::load::{ask, while_served};
 
 const REQUESTS_PER_TURN: usize = 150;
-/// Of 400, 95 % of the medians lie within 5 % of each other on a machine that is busy otherwise.
-const FEWEST_BLOCKS: usize = 60;
+const BATCH: usize = 100;
 const GOAL: f64 = 1.10;
 const ATTACKS: [Flood; 4] = [Flood::Handshakes, Flood::Held, Flood::Nested, Flood::Repair];
 
@@ -28,8 +32,8 @@ fn an_attacked_pods_p99_stays_within_a_tenth() {
     let Some(node) = Watched::alone() else { return };
     let [attacker, victim] = node.pods();
     let poisoned = Poisoned::made_by(&attacker, &[CREDENTIALS_V4.into()]);
-    let blocks = (connections() / 50).max(FEWEST_BLOCKS);
-    let mut ratios = Vec::new();
+    let most = (connections() / 10).max(BATCH);
+    let mut ratios: Vec<f64> = Vec::new();
     while_served(&node, |[v4, ..]| {
         let elsewhere = SocketAddr::new(v4.ip(), node.port());
         let (aimed, idle) = (Attack::default(), Attack::default());
@@ -43,18 +47,40 @@ fn an_attacked_pods_p99_stays_within_a_tenth() {
                 idle.pause(attacked);
                 p99(&victim, *v4)
             };
-            for block in 0..blocks {
-                // Who comes first takes turns as well.
-                let attacked_first = block % 2 == 0;
-                let (first, second) = (turn(attacked_first), turn(!attacked_first));
-                ratios.push(if attacked_first { first / second } else { second / first });
+            while ratios.len() < most && !is_clear(&ratios) {
+                for block in 0..BATCH {
+                    // Who comes first takes turns as well.
+                    let attacked_first = block % 2 == 0;
+                    let (first, second) = (turn(attacked_first), turn(!attacked_first));
+                    ratios.push(if attacked_first { first / second } else { second / first });
+                }
+                ratios.sort_unstable_by(f64::total_cmp);
             }
         });
     });
-    ratios.sort_unstable_by(f64::total_cmp);
-    let ratio = ratios[ratios.len() / 2];
-    eprintln!("an attacked pod's p99 is {ratio:.3} times what it is otherwise, over {blocks} blocks");
+    let (low, ratio, high) = interval(&ratios);
+    eprintln!(
+        "an attacked pod's p99 is {ratio:.3} ({low:.3} to {high:.3}) times what it is otherwise, by {} blocks",
+        ratios.len()
+    );
     assert!(ratio <= GOAL, "an attacked pod's p99 is {ratio:.3} times what it is otherwise");
+}
+
+/// Of sorted values: their median, between the bounds that hold it with 99.9 % (by the binomial distribution of how many
+/// values lie below it).
+fn interval(sorted: &[f64]) -> (f64, f64, f64) {
+    let count = sorted.len();
+    let half = (1.65 * (count as f64).sqrt()).ceil() as usize;
+    let at = |index: usize| sorted[index.min(count - 1)];
+    (at((count / 2).saturating_sub(half)), at(count / 2), at(count / 2 + half))
+}
+
+fn is_clear(sorted: &[f64]) -> bool {
+    if sorted.is_empty() {
+        return false;
+    }
+    let (low, _, high) = interval(sorted);
+    high <= GOAL || low > GOAL
 }
 
 /// In seconds, from connect() to the answer.
