@@ -231,7 +231,8 @@ async fn pack(path: &Path, unpacked: &Unpacked, built: &Built, arguments: &Argum
     initrd.text("/etc/passwd", "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
     // The agent's AWS client must know an authority, though all that it talks to in here is plain HTTP. One: to read them
     // all takes an emulated processor seconds.
-    let authorities = std::fs::read_to_string(AUTHORITIES).with_context(|| format!("cannot read {AUTHORITIES}"))?;
+    let authorities =
+        std::fs::read_to_string(AUTHORITIES).with_context(|| format!("cannot read {AUTHORITIES}"))?;
     let end = "-----END CERTIFICATE-----\n";
     let first = authorities.split_inclusive(end).next().unwrap_or_default();
     initrd.text(AUTHORITIES, first)?;
