@@ -32,7 +32,7 @@ const HOST_ONLY: &str = "--skip fairness::";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// What tests call, as it is on this machine; the rest is busybox's.
-const PROGRAMS: [&str; 5] = ["ip", "nsenter", "unshare", "setpriv", "sysctl"];
+const PROGRAMS: [&str; 6] = ["busybox", "ip", "nsenter", "unshare", "setpriv", "sysctl"];
 
 /// The AWS client of an agent that starts without any certificate authority panics, though it never speaks TLS there.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -236,9 +236,8 @@ async fn pack(path: &Path, unpacked: &Unpacked, built: &Built, arguments: &Argum
     let end = "-----END CERTIFICATE-----\n";
     let first = authorities.split_inclusive(end).next().unwrap_or_default();
     initrd.text(AUTHORITIES, first)?;
-    initrd.program("busybox", Some(Path::new("/bin/busybox"))).await?;
     for program in PROGRAMS {
-        initrd.program(program, None).await?;
+        initrd.program(program).await?;
     }
     for (index, place) in MODULES.iter().enumerate() {
         if let Some(module) = unpacked.module(place)? {

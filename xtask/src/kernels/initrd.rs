@@ -53,10 +53,10 @@ impl Initrd {
         self.file(to, EXECUTABLE, &content)
     }
 
-    /// A program of this machine and the shared libraries that it loads, all where they are here.
-    pub(super) async fn program(&mut self, name: &str, to: Option<&Path>) -> Result<()> {
+    /// A program of this machine in `/bin`, and the shared libraries that it loads where they are here.
+    pub(super) async fn program(&mut self, name: &str) -> Result<()> {
         let Some(program) = find_on_path(name) else { bail!("{name} is not on the PATH") };
-        self.copy(&program, to.unwrap_or(&program))?;
+        self.copy(&program, &Path::new("/bin").join(name))?;
         // ldd fails for a static program.
         let libraries = quietly("ldd", Command::new("ldd").arg(&program)).await.unwrap_or_default();
         for library in libraries.lines().filter_map(library) {
