@@ -131,8 +131,8 @@ pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
         Ok(None) if probe.attached_for().is_some_and(|time| time > SYN_AGAIN) => Err(Unattributed::NoRecord),
-        // The programs are detached (and will be attached again within a second), or were when it called connect().
-        Ok(None) => Err(Unattributed::CannotTell),
+        // Detached, they will be attached again within a second.
+        Ok(None) => Err(Unattributed::JustAttached),
         Err(error) => Err(cannot_tell(&error)),
     }
 }
