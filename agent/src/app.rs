@@ -238,7 +238,15 @@ fn readiness(
         _ => readiness.ok("keys"),
     };
     let attribution = &service.attribution;
+    let detached = attribution.probe().is_some_and(|probe| probe.attached_for().is_none());
     readiness = match attribution.problem() {
+        _ if detached => {
+            let problem = "the kernel programs are not attached to the pods' cgroup; see the log";
+            match service.policy.refuses() {
+                true => readiness.failing("attribution", problem),
+                false => readiness.degraded("attribution", problem),
+            }
+        }
         Some(problem) if service.policy.refuses() && !attribution.can_enforce() => {
             readiness.failing("attribution", format!("nobody can be refused by the kernel's word: {problem}"))
         }

@@ -66,25 +66,17 @@ pub enum Unattributed {
     Gone,
     /// A trusted proxy connected for a pod that has not connected itself yet.
     NotYetKnown,
+    /// The kernel programs are detached, or were attached so short a time ago that the connection may be older.
+    JustAttached,
     /// The kernel could not be asked.
     CannotTell,
 }
 
 impl Unattributed {
-    pub const ALL: [Unattributed; 7] = [
-        Unattributed::Off,
-        Unattributed::NoProbe,
-        Unattributed::NoRecord,
-        Unattributed::NotAPod,
-        Unattributed::Gone,
-        Unattributed::NotYetKnown,
-        Unattributed::CannotTell,
-    ];
-
     /// Another attempt may fare better.
     pub fn is_passing(self) -> bool {
         match self {
-            Unattributed::NotYetKnown | Unattributed::CannotTell => true,
+            Unattributed::NotYetKnown | Unattributed::JustAttached | Unattributed::CannotTell => true,
             Unattributed::Off
             | Unattributed::NoProbe
             | Unattributed::NoRecord
@@ -102,6 +94,7 @@ impl Unattributed {
             Unattributed::NotAPod => "not_a_pod",
             Unattributed::Gone => "gone",
             Unattributed::NotYetKnown => "not_yet_known",
+            Unattributed::JustAttached => "just_attached",
             Unattributed::CannotTell => "cannot_tell",
         }
     }
@@ -120,6 +113,7 @@ impl fmt::Display for Unattributed {
             Unattributed::NotAPod => "its process belongs to the node and not to a pod",
             Unattributed::Gone => "its container has ended",
             Unattributed::NotYetKnown => "a proxy opened it for a pod that has not been seen connecting",
+            Unattributed::JustAttached => "the kernel programs were not there when it was opened",
             Unattributed::CannotTell => "the kernel could not be asked",
         })
     }

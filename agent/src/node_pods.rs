@@ -6,16 +6,20 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Config};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::causes::chain;
 use crate::config::ServiceAccount;
+
+const CLIENT_AGAIN: Duration = Duration::from_secs(10);
 
 /// Which pod runs as which service account.
 #[derive(Debug, Default)]
@@ -83,16 +87,22 @@ impl NodePods {
 
     /// Follows the API server's word until `cancel`led. Without it, what was known stays known.
     pub async fn run(&self, node_name: &str, cancel: CancellationToken) {
-        let client = match client().await {
-            Ok(client) => client,
-            Err(error) => {
-                let error = chain(&error);
-                tracing::error!(
-                    event = "pods_not_watched",
-                    %error,
-                    "the API server's address or the agent's service account token cannot be had: delegates and \
-                     exceptions stay unknown"
-                );
+        let mut told = false;
+        let client = loop {
+            match client().await {
+                Ok(client) => break client,
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    let error = chain(&error);
+                    tracing::error!(
+                        event = "pods_not_watched",
+                        %error,
+                        "the API server's address or the agent's service account token cannot be had: delegates and \
+                         exceptions stay unknown until they can"
+                    );
+                }
+                Err(_) => {}
+            }
+            if cancel.run_until_cancelled(sleep(CLIENT_AGAIN)).await.is_none() {
                 return;
             }
         };

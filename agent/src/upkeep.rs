@@ -82,8 +82,8 @@ fn maintain(service: &Service) {
                     event = "probe_reattached",
                     program,
                     cgroup = %cgroup.display(),
-                    "a kernel program had been detached by somebody else and is attached again; connections since are \
-                     unattributed"
+                    "a kernel program had been detached by somebody else, or its cgroup was made anew; it is attached \
+                     again, and connections since are unattributed"
                 );
             }
             Upkeep::Failed { error } => service.logged.probe_failed(&error, service.clock.now()),

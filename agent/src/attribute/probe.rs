@@ -66,6 +66,8 @@ pub struct Probe {
     namespaces: Table<u64, u64>,
     counters: Table<u64, Counters>,
     lost: Row<u64>,
+    settings: Row<Settings>,
+    wanted: Settings,
 }
 
 /// What had no room in the programs' maps since they were loaded.
@@ -102,7 +104,8 @@ impl Probe {
         let mut object = loader.load(OBJECT).map_err(ProbeError::loading)?;
         // Before anything is attached: the programs go by them. And held until they are loaded.
         let settings = Row::take(&mut object, "SETTINGS")?;
-        settings.set(0, settings_of(config))?;
+        let wanted = settings_of(config);
+        settings.set(0, wanted)?;
         let attachments = Attachments::make(&mut object, config, locked.as_ref())?;
         if let Some(pins) = &locked {
             pins.remove_other_versions()?;
@@ -119,6 +122,8 @@ impl Probe {
             namespaces: Table::take(&mut object, "NAMESPACES")?,
             counters: Table::take(&mut object, "COUNTERS")?,
             lost: Row::take(&mut object, "LOST_EVENTS")?,
+            settings,
+            wanted,
             pins,
         })
     }
@@ -199,6 +204,8 @@ impl Probe {
     /// To be called every few seconds: attaches what was detached, and forgets what nobody will ask for.
     pub fn maintain(&self) -> Vec<Upkeep> {
         let mut report = self.attachments.mend(self.pins.as_ref());
+        // Pinned, they are another agent's as well, which may have ended since it wrote its own.
+        report.extend(self.settings.set(0, self.wanted).err().map(|error| Upkeep::Failed { error }));
         match self.expire_at(since_boot()) {
             Ok(0) => {}
             Ok(connections) => report.push(Upkeep::Expired { connections }),

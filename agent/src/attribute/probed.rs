@@ -124,15 +124,17 @@ impl Probed {
     }
 }
 
-/// A SYN that was lost, as when nobody listened yet, is sent again after a second.
-const SYN_AGAIN: Duration = Duration::from_secs(2);
+/// How long the kernel sends a SYN again and again, by default: a connection may have been opened so long before it came.
+const SYN_RETRIES: Duration = Duration::from_secs(130);
 
 pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
     match probe.caller(socket) {
         Ok(Some(caller)) => Ok(caller),
-        Ok(None) if probe.attached_for().is_some_and(|time| time > SYN_AGAIN) => Err(Unattributed::NoRecord),
-        // The programs are detached (and will be attached again within a second), or were when it called connect().
-        Ok(None) => Err(Unattributed::CannotTell),
+        Ok(None) if probe.attached_for().is_some_and(|time| time > SYN_RETRIES) => {
+            Err(Unattributed::NoRecord)
+        }
+        // Detached, they will be attached again within a second.
+        Ok(None) => Err(Unattributed::JustAttached),
         Err(error) => Err(cannot_tell(&error)),
     }
 }

@@ -38,12 +38,28 @@ pub(crate) fn best(settings: &Settings) -> Attribution {
     };
     let (source, mut problem) = match load(settings, &layout) {
         Ok(probe) => with_probe(settings, &layout, probe),
+        // Pins only count while the agent is down; what is wrong with them must not cost more.
+        Err(pins) if settings.paths.pin.is_some() => match load(&without_pins(settings), &layout) {
+            Ok(probe) => {
+                let (source, problem) = with_probe(settings, &layout, probe);
+                let pins =
+                    format!("the kernel programs end with the agent, because --pin does not work: {pins}");
+                (source, Some(problem.map_or(pins.clone(), |problem| format!("{problem}; {pins}"))))
+            }
+            Err(problem) => without_probe(settings, &layout, problem.to_string()),
+        },
         Err(problem) => without_probe(settings, &layout, problem.to_string()),
     };
     if settings.imds == Imds::RefusePods && !matches!(source, Source::Probe(_)) {
         problem = problem.map(|problem| format!("{problem}. --imds refuse-pods refuses nobody here"));
     }
     Attribution { source, problem, _layout: Some(layout) }
+}
+
+fn without_pins(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    settings.paths.pin = None;
+    settings
 }
 
 /// Programs that an earlier agent pinned would go on for ever: counting, and refusing IMDS.
@@ -116,9 +132,11 @@ fn place_of_proxy(layout: &Layout, proxy: &Path) -> Result<PathBuf, String> {
     let place = path.strip_prefix(&layout.kubepods).map_err(|_| {
         format!("is not below the pods' cgroup {kubepods}, so the kernel programs do not see its connections")
     })?;
-    let mut parts = place.components();
-    if parts.clone().count() == 0 || !parts.all(|part| matches!(part, Component::Normal(_))) {
-        return Err(format!("has to be one cgroup below {kubepods}, without `..`"));
+    let is_plain = place.components().all(|part| matches!(part, Component::Normal(_)));
+    if !is_plain || cgroup::parse(place).is_none() {
+        return Err(format!(
+            "has to be a pod's cgroup, or one below it, without `..`; all pods are below {kubepods}"
+        ));
     }
     if !path.is_dir() {
         return Err("there is no such cgroup (a pod's changes with the pod)".to_owned());

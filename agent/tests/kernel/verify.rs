@@ -76,8 +76,10 @@ fn a_process_of_the_node_is_refused_a_pods_token_unless_unattributed_callers_are
     let token = cluster.token_of(&owner, WEB);
     {
         let agent = cluster.agent(&["--verify", "enforce"]);
-        agent.ask(cluster.node.agent(), &token).assert_refused(403, "UnknownCaller");
-        assert_eq!(agent.count("podcred_requests_total", "unattributed"), 1.0);
+        // For two minutes after the agent's start it may be one that connected before the programs were there.
+        let message = agent.ask(cluster.node.agent(), &token).assert_refused(503, "ServiceUnavailable");
+        assert!(message.contains("the pod that opened this connection is not known"), "{message}");
+        assert_eq!(agent.count("podcred_requests_total", "unattributed_for_now"), 1.0);
     }
     {
         let agent = cluster.agent(&["--verify", "enforce", "--verify-unattributed", "allow"]);

@@ -30,6 +30,7 @@ impl Bpffs {
     /// The folder of this version's pins.
     fn folder(&self) -> PathBuf {
         let mut folders = list(&self.pins());
+        folders.retain(|folder| !folder.ends_with("lock"));
         assert_eq!(folders.len(), 1, "{folders:?}");
         folders.remove(0)
     }

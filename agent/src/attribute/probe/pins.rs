@@ -5,16 +5,17 @@
 //! that was killed halfway has left is made whole. Programs and maps in use stay alive by their descriptors, so an agent of
 //! another version that is still running does not mind that its folder is removed.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aya::EbpfLoader;
-use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::io::Errno;
 
 use super::{ProbeError, sys};
@@ -60,11 +61,14 @@ impl Pins {
     pub(super) fn open(root: &Path, object: &[u8]) -> Result<Pins, ProbeError> {
         let failed = |source| ProbeError::Pins { path: root.to_owned(), source };
         fs::create_dir_all(root).map_err(failed)?;
-        let directory = File::open(root).map_err(failed)?;
-        let kind = fstatfs(&directory).map_err(|errno| failed(errno.into()))?.f_type;
+        let kind = statfs(root).map_err(|errno| failed(errno.into()))?.f_type;
         if i128::from(kind) != i128::from(libc::BPF_FS_MAGIC) {
             return Err(ProbeError::NoBpffs { path: root.to_owned() });
         }
+        // Whoever can open a folder can lock it: this one is for root alone.
+        let lock = root.join("lock");
+        DirBuilder::new().mode(0o700).recursive(true).create(&lock).map_err(failed)?;
+        let directory = File::open(lock).map_err(failed)?;
         let hash = digest(&SHA256, object);
         let name: String = hash.as_ref().iter().take(NAME / 2).map(|byte| format!("{byte:02x}")).collect();
         Ok(Pins { root: root.to_owned(), directory, own: root.join(name) })
