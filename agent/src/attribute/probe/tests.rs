@@ -77,6 +77,8 @@ fn a_foreign_exclusive_program_is_named_with_its_cgroup() {
 fn a_capability_that_is_missing_is_named() {
     let Some(cgroup) = Cgroup::new() else { return };
     let config = cgroup.config();
+    // What aya finds out about the kernel it finds out once for the process: not by a thread that may do nothing.
+    let _looked = aya::features();
     let without = |dropped| {
         let drop_and_load = || {
             let mut sets = rustix::thread::capabilities(None).unwrap();
