@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustix::fs::{Access, AtFlags, accessat};
 use rustix::io::Errno;
 
 pub use self::name::parse;
@@ -97,6 +98,9 @@ impl Cgroups {
 
     /// Where it is below kubepods. Not cached.
     pub fn place_of(&self, id: u64) -> Result<PathBuf, NoPod> {
+        if !self.is_alive(id) {
+            return Err(NoPod::Gone);
+        }
         let path = self.path_of(id)?;
         match path.strip_prefix(&self.shown) {
             Ok(place) => Ok(place.to_owned()),
@@ -106,7 +110,13 @@ impl Cgroups {
 
     /// False only when the kernel says so.
     pub fn is_alive(&self, id: u64) -> bool {
-        !handle::open_cgroup(self.mount.as_fd(), id).is_err_and(|error| is_stale(&error))
+        match handle::open_cgroup(self.mount.as_fd(), id) {
+            // Linux 5.10 opens a removed one as long as anything holds it, a socket for one, but it has no files any more.
+            Ok(cgroup) => {
+                accessat(&cgroup, "cgroup.procs", Access::EXISTS, AtFlags::empty()) != Err(Errno::NOENT)
+            }
+            Err(error) => !is_stale(&error),
+        }
     }
 
     /// Forgets the remembered cgroups that are gone, and returns them. A few microseconds each: for a sweep now and
