@@ -177,6 +177,14 @@ impl Wire {
             neighbour.execute().await.with_context(|| format!("the neighbour {address}"))
         })
     }
+
+    /// From here on nothing comes through, in either direction.
+    pub(super) fn cut(&self) -> Result<()> {
+        self.node.netlink(async |netlink| {
+            let down = LinkUnspec::new_with_index(self.link).down().build();
+            netlink.link().set(down).execute().await.context("taking a link down")
+        })
+    }
 }
 
 impl Drop for Wire {

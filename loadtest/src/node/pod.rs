@@ -85,7 +85,16 @@ impl Pod {
     /// What the node sends to this address comes to this pod from now on, as after an answer to ARP that a container
     /// with CAP_NET_RAW forged.
     pub fn attract(&self, address: IpAddr) -> Result<()> {
-        self.wire.as_ref().context("a hostNetwork pod has no wire of its own")?.attract(address)
+        self.wire()?.attract(address)
+    }
+
+    /// Its peers hear no more of it, not even that its connections end.
+    pub fn cut_off(&self) -> Result<()> {
+        self.wire()?.cut()
+    }
+
+    fn wire(&self) -> Result<&Wire> {
+        self.wire.as_ref().context("a hostNetwork pod has no wire of its own")
     }
 
     /// The node's, for a pod with hostNetwork.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -12,8 +13,11 @@ const PROTOCOL_TCP: u8 = 6;
 const IP_HEADER: usize = 20;
 const TCP_HEADER: usize = 20;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
+/// As long as a kernel waits for the answer to its first SYN.
+const RETRANSMIT: Duration = Duration::from_secs(1);
 
 /// An open connection that no socket stands for.
 pub(super) struct RawTcp {
@@ -25,19 +29,26 @@ pub(super) struct RawTcp {
     acknowledged: u32,
 }
 
+struct Answer {
+    flags: u8,
+    sequence: u32,
+    acknowledged: u32,
+}
+
 impl RawTcp {
     /// Shakes hands from an address that is not the namespace's own: of its own the kernel would reset the connection,
-    /// since it knows of none.
+    /// since it knows of none. Like a kernel it repeats a SYN that is lost, and resets what the server still holds under
+    /// its address and port: a pod that dies takes the last packets of its connections with it.
     pub(super) fn connect(from: SocketAddrV4, to: SocketAddrV4) -> io::Result<RawTcp> {
         let send = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))?;
         send.set_header_included_v4(true)?;
         let ip = Protocol::from(i32::from(ETH_P_IP.to_be()));
         let receive = Socket::new(Domain::PACKET, Type::DGRAM, Some(ip))?;
-        receive.set_read_timeout(Some(BROKEN))?;
+        receive.set_read_timeout(Some(RETRANSMIT))?;
         let mut tcp = RawTcp { send, receive, from, to, sequence: fastrand::u32(..), acknowledged: 0 };
-        tcp.send(SYN, &[])?;
+        let server = tcp.synchronize()?;
         tcp.sequence = tcp.sequence.wrapping_add(1);
-        tcp.acknowledged = tcp.answer_of_server()?.wrapping_add(1);
+        tcp.acknowledged = server.wrapping_add(1);
         tcp.send(ACK, &[])?;
         Ok(tcp)
     }
@@ -49,12 +60,32 @@ impl RawTcp {
     }
 
     fn send(&self, flags: u8, data: &[u8]) -> io::Result<()> {
-        let packet = self.packet(flags, data);
+        let packet = self.packet(flags, self.sequence, data);
         self.send.send_to(&packet, &SockAddr::from(self.to)).map(drop)
     }
 
-    /// The sequence number of the server's SYN|ACK.
-    fn answer_of_server(&self) -> io::Result<u32> {
+    /// Asks for a connection until the server agrees; with the sequence number that it begins with.
+    fn synchronize(&self) -> io::Result<u32> {
+        let started = Instant::now();
+        while started.elapsed() < BROKEN {
+            self.send(SYN, &[])?;
+            match self.answer_of_server() {
+                Ok(answer) if answer.flags == SYN | ACK => return Ok(answer.sequence),
+                Ok(answer) => self.reset(&answer)?,
+                Err(late) if late.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    /// The server still holds a connection of that name: only an RST where it stands ends it (RFC 5961, 4.2).
+    fn reset(&self, challenge: &Answer) -> io::Result<()> {
+        let packet = self.packet(RST, challenge.acknowledged, &[]);
+        self.send.send_to(&packet, &SockAddr::from(self.to)).map(drop)
+    }
+
+    fn answer_of_server(&self) -> io::Result<Answer> {
         let mut buffer = [0; 2_048];
         loop {
             let length = (&self.receive).read(&mut buffer)?;
@@ -66,17 +97,19 @@ impl RawTcp {
                 && ip[16..20] == self.from.ip().octets()
                 && tcp.len() >= TCP_HEADER
                 && tcp[2..4] == self.from.port().to_be_bytes();
-            if ours && tcp[13] == SYN | ACK {
-                return Ok(u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]));
+            let word = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+            // What else comes belongs to connections that are gone.
+            if ours && tcp[13] & RST == 0 && tcp[13] & ACK != 0 {
+                return Ok(Answer { flags: tcp[13], sequence: word(4), acknowledged: word(8) });
             }
         }
     }
 
-    fn packet(&self, flags: u8, data: &[u8]) -> Vec<u8> {
+    fn packet(&self, flags: u8, sequence: u32, data: &[u8]) -> Vec<u8> {
         let mut tcp = Vec::with_capacity(TCP_HEADER + data.len());
         tcp.extend(self.from.port().to_be_bytes());
         tcp.extend(self.to.port().to_be_bytes());
-        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(sequence.to_be_bytes());
         tcp.extend(self.acknowledged.to_be_bytes());
         // Five words of header, the window, no checksum yet, nothing urgent.
         tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
