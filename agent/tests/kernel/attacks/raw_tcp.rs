@@ -2,8 +2,9 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use podcred::clock::Clock;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::harness::BROKEN;
@@ -66,8 +67,9 @@ impl RawTcp {
 
     /// Asks for a connection until the server agrees; with the sequence number that it begins with.
     fn synchronize(&self) -> io::Result<u32> {
-        let started = Instant::now();
-        while started.elapsed() < BROKEN {
+        let clock = Clock::default();
+        let deadline = clock.now().mono + BROKEN;
+        while clock.now().mono < deadline {
             self.send(SYN, &[])?;
             match self.answer_of_server() {
                 Ok(answer) if answer.flags == SYN | ACK => return Ok(answer.sequence),
