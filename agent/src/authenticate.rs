@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::Algorithm;
@@ -21,6 +21,7 @@ use self::keys::{KeySource, Keys, Lookup};
 use self::token::{MAX_TOKEN_BYTES, TokenError};
 use crate::claims::{Claims, TokenHash};
 use crate::clock::Now;
+use crate::locks::lock;
 
 /// A token that passed.
 #[derive(Clone, Debug)]
@@ -107,7 +108,7 @@ impl Authenticator {
     }
 
     fn remember(&self, hash: TokenHash, claims: &Arc<Claims>) {
-        let mut known_of = self.known_of.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known_of = lock(&self.known_of);
         // Pods that are gone leave their entries behind, and what they list falls out of the cache.
         if known_of.len() as u64 >= self.known.capacity() {
             known_of.retain(|_, hashes| hashes.iter().any(|hash| self.known.peek(hash).is_some()));

@@ -2,7 +2,7 @@
 
 mod pods;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use agent_ebpf::Counters;
@@ -20,6 +20,7 @@ use crate::authenticate::keys::FetchCounts;
 use crate::authorize::Verdict;
 use crate::credentials::{Census, Purpose, ServedFrom};
 use crate::eks_auth::Failure;
+use crate::locks::lock;
 use crate::reject::Rejection;
 use crate::server::CapOf;
 
@@ -412,7 +413,7 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub fn render(&self, snapshot: &Snapshot) -> Result<String, prometheus::Error> {
         // Two scrapes at once would both add what is missing to the counters that are kept elsewhere.
-        let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.rendering);
         let census = &snapshot.census;
         for (state, number) in
             [("fresh", census.fresh), ("due", census.due), ("low", census.low), ("empty", census.empty)]

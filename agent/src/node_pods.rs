@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::causes::chain;
 use crate::config::ServiceAccount;
+use crate::locks::{read, write};
 
 const CLIENT_AGAIN: Duration = Duration::from_secs(10);
 
@@ -70,19 +71,19 @@ impl Delegates {
 
 impl NodePods {
     pub fn account_of(&self, pod_uid: &str) -> Option<ServiceAccount> {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let seen = read(&self.seen);
         seen.accounts.get(pod_uid).cloned()
     }
 
     /// The UIDs of the pods that run as one of `accounts`.
     pub fn running_as(&self, accounts: &[ServiceAccount]) -> Vec<String> {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let seen = read(&self.seen);
         let theirs = seen.accounts.iter().filter(|(_, account)| accounts.contains(account));
         theirs.map(|(uid, _)| uid.clone()).collect()
     }
 
     pub fn is_complete(&self) -> bool {
-        self.seen.read().unwrap_or_else(PoisonError::into_inner).complete
+        read(&self.seen).complete
     }
 
     /// Follows the API server's word until `cancel`led. Without it, what was known stays known.
@@ -135,13 +136,13 @@ impl NodePods {
     /// For tests: these are all pods of the node.
     #[cfg(test)]
     pub(crate) fn list(&self, pods: &[(&str, ServiceAccount)]) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = write(&self.seen);
         seen.accounts = pods.iter().map(|(uid, account)| ((*uid).to_owned(), account.clone())).collect();
         seen.complete = true;
     }
 
     fn take(&self, event: Event<Pod>) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = write(&self.seen);
         match event {
             Event::Apply(pod) => seen.accounts.extend(account(pod)),
             Event::Delete(pod) => {

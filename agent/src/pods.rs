@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::claims::Claims;
 use crate::clock::Now;
 use crate::config::PodLimits;
+use crate::locks::lock;
 
 #[derive(Debug)]
 pub struct Pods {
@@ -127,10 +128,6 @@ impl Failures {
     fn used(self, now: Now) -> Duration {
         self.clear.map_or(Duration::ZERO, |clear| clear.saturating_duration_since(now.mono))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -12,13 +12,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use rustix::fs::{Access, AtFlags, accessat};
 use rustix::io::Errno;
 
 pub use self::name::parse;
 use super::handle;
+use crate::locks::{read, write};
 
 /// Cgroups that are remembered of one pod. A container that may make cgroups below its own could else fill the
 /// memory; those over the number cost their pod a look-up each.
@@ -85,14 +86,15 @@ impl Cgroups {
 
     /// The pod that the cgroup belongs to, also while a pod that was seen before is being torn down.
     pub fn pod_of(&self, id: u64) -> Result<PodCgroup, NoPod> {
-        if let Some(pod) = self.known(|known| known.pods.get(&id).cloned()) {
+        let known = read(&self.known).pods.get(&id).cloned();
+        if let Some(pod) = known {
             return Ok(pod);
         }
         let path = self.path_of(id)?;
         let Some(pod) = path.strip_prefix(&self.shown).ok().and_then(parse) else {
             return Err(NoPod::NotAPod { path });
         };
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remember(id, &pod);
+        write(&self.known).remember(id, &pod);
         Ok(pod)
     }
 
@@ -122,12 +124,12 @@ impl Cgroups {
     /// Forgets the remembered cgroups that are gone, and returns them. A few microseconds each: for a sweep now and
     /// then, not for a request.
     pub fn forget_dead(&self) -> Vec<(u64, PodCgroup)> {
-        let mut dead: Vec<u64> = self.known(|known| known.pods.keys().copied().collect());
+        let mut dead: Vec<u64> = read(&self.known).pods.keys().copied().collect();
         dead.retain(|id| !self.is_alive(*id));
         if dead.is_empty() {
             return Vec::new();
         }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write(&self.known);
         dead.into_iter().filter_map(|id| Some((id, known.forget(id)?))).collect()
     }
 
@@ -156,10 +158,6 @@ impl Cgroups {
     fn path_of(&self, id: u64) -> Result<PathBuf, NoPod> {
         let found = handle::open_cgroup(self.mount.as_fd(), id).and_then(|cgroup| shown_path(&cgroup));
         found.map_err(|cause| if is_stale(&cause) { NoPod::Gone } else { NoPod::CannotTell { cause } })
-    }
-
-    fn known<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
-        read(&self.known.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -4,12 +4,13 @@
 //! containers is started anew, and the node's must not when a pod ends.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use agent_ebpf::Counters;
 
 use super::cgroup::Cgroups;
 use super::probe::{Probe, ProbeError};
+use crate::locks::lock;
 
 #[derive(Debug, Default)]
 pub struct PerPod {
@@ -105,10 +106,6 @@ fn add(to: &mut Counters, more: &Counters) {
     for (to, more) in to.latency.iter_mut().zip(&more.latency) {
         *to += more;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -17,13 +17,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::socket::DiagSocket;
 use super::proc::{FirstProcess, HostProc};
+use crate::locks::lock;
 
 /// Sockets of this network namespace and of those of the pods that were followed.
 #[derive(Debug)]
@@ -123,7 +124,7 @@ impl InetDiag {
     }
 
     fn pods(&self) -> MutexGuard<'_, HashMap<Arc<str>, PodNamespace>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pods)
     }
 }
 

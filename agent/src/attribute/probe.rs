@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use agent_ebpf::{Connection, Destination, Lost, PENDING_FOR, Pending, Settings, settings_flags};
@@ -13,6 +13,7 @@ use aya::EbpfLoader;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::clock::since_boot;
+use crate::locks::lock;
 
 pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
 pub use error::ProbeError;
@@ -275,8 +276,4 @@ fn raise_locked_memory() {
         let maximum = getrlimit(Resource::Memlock).maximum;
         let _as_it_was = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum });
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
@@ -12,6 +12,7 @@ use super::probe::{Probe, ProbeError};
 use super::{Caller, Unattributed, Workload};
 use crate::causes::chain;
 use crate::config::ServiceAccount;
+use crate::locks::lock;
 use crate::node_pods::NodePods;
 
 /// The probe, with what makes pods of its cgroup ids.
@@ -99,7 +100,7 @@ impl Probed {
 
     /// Lets the pods of these service accounts reach IMDS, and no others any more.
     pub fn except_from_imds(&self, accounts: &[ServiceAccount], pods: &NodePods) {
-        let mut excepted = self.excepted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut excepted = lock(&self.excepted);
         // Before the pods are listed, those that an earlier agent excepted stay so; with no accounts they end at once.
         if (accounts.is_empty() && excepted.is_empty()) || (!accounts.is_empty() && !pods.is_complete()) {
             return;

@@ -7,7 +7,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jsonwebtoken::DecodingKey;
@@ -18,6 +18,7 @@ use self::set::KeySet;
 pub(crate) use self::source::read_certificates;
 pub use self::source::{KeySource, check_url};
 use crate::clock::{Clock, Now};
+use crate::locks::lock;
 
 /// An unknown key makes the agent ask the issuer, which throttles: forged key ids must not use that up.
 const BETWEEN_UNKNOWN_KEYS: Duration = Duration::from_secs(10);
@@ -232,7 +233,7 @@ impl Keys {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -4,13 +4,14 @@
 //! agent's own `eks-auth:AssumeRoleForPodIdentity` denies them all. Credentials are dropped only for the former.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::claims::RoleKey;
 use crate::clock::Now;
+use crate::locks::lock;
 
 /// "At once": denials further apart than this say nothing about each other.
 const TOGETHER: Duration = Duration::from_secs(15 * 60);
@@ -80,6 +81,6 @@ impl Denials {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::clock::Now;
+use crate::locks::lock;
 
 const FASTEST_RETRIES: Duration = Duration::from_millis(10);
 const SLOWEST_RETRIES: Duration = Duration::from_secs(2);
@@ -124,7 +125,7 @@ impl Pace {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -16,6 +16,7 @@ use crate::authorize::Permit;
 use crate::claims::{Claims, RoleKey, TokenHash};
 use crate::clock::Now;
 use crate::eks_auth::Failure;
+use crate::locks::lock;
 
 /// Tokens kept for renewals. A few, because any of their pods may be gone by then; not all, because a thousand
 /// pods of one role would keep a thousand.
@@ -319,7 +320,7 @@ impl Role {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

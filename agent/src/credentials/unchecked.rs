@@ -5,7 +5,7 @@
 //! claimed, two a second for the node, a small cache, and nothing kept for a token that has not passed.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
@@ -20,6 +20,7 @@ use crate::authorize::UncheckedPermit;
 use crate::claims::{Claims, RoleKey, Scope, TokenHash};
 use crate::clock::Now;
 use crate::eks_auth::Failure;
+use crate::locks::lock;
 
 const GAP: Duration = Duration::from_millis(500);
 /// Nobody queues longer than a request waits: then it is the next one's luck, not the place in a queue of forgeries.
@@ -121,8 +122,4 @@ impl Drop for Turn {
     fn drop(&mut self) {
         lock(&self.gate).pods.remove(&self.pod_uid);
     }
-}
-
-fn lock(gate: &Mutex<Gate>) -> MutexGuard<'_, Gate> {
-    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }

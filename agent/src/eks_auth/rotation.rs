@@ -1,7 +1,7 @@
 //! `--rotate-credentials`: the agent's own credentials from a file that something else keeps fresh (hybrid nodes).
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};
 
 use aws_credential_types::Credentials;
@@ -10,6 +10,7 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 
 use crate::causes::chain;
 use crate::clock::Clock;
+use crate::locks::lock;
 
 /// The SDK asks again shortly before this is over.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -38,7 +39,7 @@ impl RotatingProfile {
 
     async fn load(&self) -> Result<Credentials, CredentialsError> {
         let loaded = (self.fresh)().provide_credentials().await;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         let mut credentials = match loaded {
             Ok(credentials) => {
                 if std::mem::take(&mut last.failing) {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use crate::attribute::probe::ProbeError;
 use crate::causes::chain;
 use crate::claims::Claims;
 use crate::clock::Now;
+use crate::locks::lock;
 use crate::pods::Pod;
 use crate::reject::Rejection;
 use crate::server::CapOf;
@@ -104,7 +105,7 @@ impl Logged {
     }
 
     fn is_new(&self, pair: Pair) -> bool {
-        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pairs = lock(&self.pairs);
         // A thief can collect as many tokens as there are pods; then they are told again.
         if pairs.len() >= KEPT_LINES && !pairs.contains(&pair) {
             pairs.clear();
@@ -113,7 +114,7 @@ impl Logged {
     }
 
     fn is_due(&self, about: About, now: Now) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         let recent = |at: &Instant| now.mono.saturating_duration_since(*at) < ONE_LINE_IN;
         if last.get(&about).is_some_and(recent) {
             return false;

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::clock::Now;
+use crate::locks::lock;
 use crate::pods::Pod;
 
 #[derive(Debug)]
@@ -139,10 +140,6 @@ impl Drop for Place {
         // One that was evicted has been removed already.
         lock(&self.connections.open).remove(self.id);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

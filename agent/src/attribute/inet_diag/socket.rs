@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::InetDiagProblem;
 use super::message::{Answer, Found, decode, encode};
+use crate::locks::lock;
 
 /// The kernel's own address.
 const KERNEL: SocketAddrNetlink = SocketAddrNetlink::new(0, 0);
@@ -60,7 +61,7 @@ impl DiagSocket {
     }
 
     fn ask(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Found>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         *last = last.wrapping_add(1);
         sendto(&self.socket, &encode(local, remote, *last), SendFlags::empty(), &KERNEL)?;
         loop {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -16,6 +16,7 @@ use super::pins::{Locked, Pins};
 use super::sys::{self, Hook};
 use super::{ProbeConfig, ProbeError, Upkeep};
 use crate::clock::since_boot;
+use crate::locks::lock;
 
 /// One program at one cgroup.
 struct Place {
@@ -118,7 +119,7 @@ impl Attachments {
     }
 
     fn links(&self) -> MutexGuard<'_, Vec<Option<OwnedFd>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.links)
     }
 }
 
