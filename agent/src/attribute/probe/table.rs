@@ -3,12 +3,13 @@
 use std::collections;
 use std::hash::Hash;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
 use aya::{Ebpf, Pod};
 
 use super::ProbeError;
+use crate::locks::lock;
 
 /// Twice the largest map.
 const LONGEST_WALK: usize = 2 * 65_536;
@@ -58,7 +59,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 
     fn map(&self) -> MutexGuard<'_, HashMap<MapData, K, V>> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.map)
     }
 }
 
@@ -82,7 +83,7 @@ impl<V: Pod> Row<V> {
     }
 
     fn map(&self) -> MutexGuard<'_, Array<MapData, V>> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.map)
     }
 }
 
