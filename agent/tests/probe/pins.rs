@@ -144,7 +144,7 @@ fn whatever_is_missing_among_the_pins_is_made_again() {
         assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)), "{}", path.display());
     }
     fs::remove_dir_all(bpffs.folder()).unwrap();
-    fs::create_dir(bpffs.pins().join("0123456789abcdef")).unwrap();
+    fs::create_dir_all(bpffs.pins().join("0123456789abcdef/links")).unwrap();
     drop(node.load_with(&config));
     assert_eq!(all(&bpffs.folder()).len(), complete);
 }
@@ -156,7 +156,10 @@ fn another_versions_pins_go_once_ours_are_there() {
     let config = pinned(&node, &bpffs);
     drop(node.load_with(&config));
     fs::rename(bpffs.folder(), bpffs.pins().join("0123456789abcdef")).unwrap();
+    let of_somebody_else = bpffs.pins().join("fedcba9876543210");
+    fs::create_dir(&of_somebody_else).unwrap();
     let probe = node.load_with(&config);
+    fs::remove_dir(of_somebody_else).expect("a folder without links was not ours to remove");
     assert!(!bpffs.folder().ends_with("0123456789abcdef"));
     let listener = listener(&probe, V4);
     assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));

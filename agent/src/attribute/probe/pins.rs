@@ -135,15 +135,17 @@ impl Locked<'_> {
 
     /// Removes the folders of other versions, now that our own programs run.
     pub(super) fn remove_other_versions(&self) -> Result<(), ProbeError> {
-        self.each(&self.pins.root, |path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_version = name.len() == NAME && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if is_version && path != self.pins.own { fs::remove_dir_all(path) } else { Ok(()) }
-        })
+        self.remove_versions(|path| path != self.pins.own)
     }
 
     pub(super) fn remove_all(&self) -> Result<(), ProbeError> {
-        self.each(&self.pins.root, |path| if is_a_version(path) { fs::remove_dir_all(path) } else { Ok(()) })
+        self.remove_versions(|_| true)
+    }
+
+    fn remove_versions(&self, which: impl Fn(&Path) -> bool) -> Result<(), ProbeError> {
+        self.each(&self.pins.root, |path| {
+            if is_a_version(path) && which(path) { fs::remove_dir_all(path) } else { Ok(()) }
+        })
     }
 
     fn each(&self, folder: &Path, act: impl Fn(&Path) -> io::Result<()>) -> Result<(), ProbeError> {
@@ -160,10 +162,11 @@ impl Locked<'_> {
     }
 }
 
-/// Whether an agent made this folder. The one that they are in may be others', too.
+/// Whether an agent made this folder. To remove it unpins all that is in it, and the one that it is in may be others', too:
+/// so a name that looks like ours is not enough. An agent that was killed before it made the links has left an empty folder.
 fn is_a_version(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let is_hash = name.len() == 16 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_hash = name.len() == NAME && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     is_hash && path.join(LINKS).is_dir()
 }
 
