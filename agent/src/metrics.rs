@@ -385,20 +385,10 @@ impl Metrics {
     }
 
     fn count_kernel(&self, kernel: &Kernel) {
-        let node = &kernel.node;
-        for (result, total) in [
-            ("established", node.established),
-            ("refused", node.refused),
-            ("timed_out", node.timed_out),
-            ("unattributed", node.pending_full),
-        ] {
+        for (result, total) in pods::connects(&kernel.node) {
             catch_up(&self.connects.with_label_values(&[result]), total);
         }
-        for (result, total) in [
-            ("attempted", node.imds_connects),
-            ("established", node.imds_established),
-            ("refused", node.imds_refused),
-        ] {
+        for (result, total) in pods::imds_connects(&kernel.node) {
             catch_up(&self.imds_connects.with_label_values(&[result]), total);
         }
         for (what, total) in [

@@ -73,11 +73,13 @@ impl Metrics {
         self.all.push(metric);
     }
 
-    fn count(&mut self, labels: &[(&str, &str)], number: u64) {
-        let mut counter = Counter::default();
-        #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
-        counter.set_value(number as f64);
-        self.push(labels, |metric| metric.set_counter(counter));
+    fn count<const N: usize>(&mut self, results: [(&str, u64); N]) {
+        for (result, number) in results {
+            let mut counter = Counter::default();
+            #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
+            counter.set_value(number as f64);
+            self.push(&[("result", result)], |metric| metric.set_counter(counter));
+        }
     }
 }
 
@@ -100,17 +102,14 @@ pub(super) fn families(samples: &[PodSample]) -> Vec<MetricFamily> {
             "podcred_pod_requests_total",
             "Requests of a pod by result: ok or refused.",
             MetricType::COUNTER,
-            &|pod, to| {
-                to.count(&[("result", "ok")], pod.served);
-                to.count(&[("result", "refused")], pod.refused);
-            },
+            &|pod, to| to.count([("ok", pod.served), ("refused", pod.refused)]),
         ),
         (
             "podcred_pod_connects_total",
             "A pod's connects to the agent by how they ended, also while no agent was there (--pin): established, refused, \
              timed_out, or unattributed (established, but beyond what may be pending of one pod).",
             MetricType::COUNTER,
-            &kernel(connects),
+            &kernel(|counters, to| to.count(connects(counters))),
         ),
         (
             "podcred_pod_connect_duration_seconds",
@@ -125,7 +124,7 @@ pub(super) fn families(samples: &[PodSample]) -> Vec<MetricFamily> {
             "podcred_pod_imds_connects_total",
             "A pod's connects to IMDS, where the node's own role is: attempted, established, or refused by --imds refuse-pods.",
             MetricType::COUNTER,
-            &kernel(imds),
+            &kernel(|counters, to| to.count(imds_connects(counters))),
         ),
     ];
     let mut made = Vec::new();
@@ -149,17 +148,23 @@ pub(super) fn families(samples: &[PodSample]) -> Vec<MetricFamily> {
     made
 }
 
-fn connects(counters: &Counters, to: &mut Metrics) {
-    to.count(&[("result", "established")], counters.established);
-    to.count(&[("result", "refused")], counters.refused);
-    to.count(&[("result", "timed_out")], counters.timed_out);
-    to.count(&[("result", "unattributed")], counters.pending_full);
+/// How connects to the agent ended, by the label `result`.
+pub(super) fn connects(counters: &Counters) -> [(&'static str, u64); 4] {
+    [
+        ("established", counters.established),
+        ("refused", counters.refused),
+        ("timed_out", counters.timed_out),
+        ("unattributed", counters.pending_full),
+    ]
 }
 
-fn imds(counters: &Counters, to: &mut Metrics) {
-    to.count(&[("result", "attempted")], counters.imds_connects);
-    to.count(&[("result", "established")], counters.imds_established);
-    to.count(&[("result", "refused")], counters.imds_refused);
+/// What became of connects to IMDS, by the label `result`.
+pub(super) fn imds_connects(counters: &Counters) -> [(&'static str, u64); 3] {
+    [
+        ("attempted", counters.imds_connects),
+        ("established", counters.imds_established),
+        ("refused", counters.imds_refused),
+    ]
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
