@@ -70,12 +70,12 @@ impl Connections {
     /// all; with all of them waiting for an answer there is none.
     pub(super) fn admit(self: &Arc<Self>, pod: Option<Arc<Pod>>, now: Now) -> Result<Place, CapOf> {
         let mut open = lock(&self.open);
-        if let Some(pod) = &pod {
-            let own = open.of_pods.get(pod.uid()).into_iter().flatten();
-            if own.clone().count() >= self.max_of_a_pod {
-                let longest = open.longest_idle(own).ok_or(CapOf::Pod)?;
-                open.evict(longest);
-            }
+        if let Some(pod) = &pod
+            && let Some(own) = open.of_pods.get(pod.uid())
+            && own.len() >= self.max_of_a_pod
+        {
+            let longest = open.longest_idle(own.iter()).ok_or(CapOf::Pod)?;
+            open.evict(longest);
         }
         if open.slots.len() >= self.max {
             let longest = open.longest_idle(open.slots.keys()).ok_or(CapOf::Node)?;
