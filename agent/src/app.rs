@@ -133,8 +133,8 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         Arc::clone(&node_pods),
         cancel.clone(),
     ));
-    let watching = config.watched_node().map(str::to_owned);
-    if let Some(node_name) = watching.clone() {
+    let watched_node = config.watched_node();
+    if let Some(node_name) = watched_node.map(str::to_owned) {
         let (pods, cancel) = (Arc::clone(&node_pods), cancel.clone());
         background.spawn(async move { pods.run(&node_name, cancel).await });
     }
@@ -145,9 +145,9 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     {
         let (keys, skipped, service) = (Arc::clone(&keys), bound.skipped, Arc::clone(&service));
         let control = control.as_ref().err().map(ToString::to_string);
-        let (node_pods, watching) = (Arc::clone(&node_pods), watching.clone());
+        let listed_pods = watched_node.map(|_| Arc::clone(&node_pods));
         let readiness = move || {
-            let listed = watching.as_ref().map(|_| node_pods.is_complete());
+            let listed = listed_pods.as_ref().map(|pods| pods.is_complete());
             readiness(&keys, &skipped, control.as_deref(), &service, listed)
         };
         background.spawn(serve_probes(probes, readiness, cancel.clone()));
