@@ -16,6 +16,7 @@ use crate::clock::since_boot;
 use crate::locks::lock;
 
 pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
+pub use attach::Tried;
 pub use error::ProbeError;
 pub use log::ProbeLog;
 
@@ -127,6 +128,19 @@ impl Probe {
             wanted,
             pins,
         })
+    }
+
+    /// Where [`Probe::load`] fails: what comes of each program by itself. Nothing stays attached, and for as long as they are
+    /// the programs do nothing: no destination is watched.
+    pub fn try_each(config: &ProbeConfig) -> Result<Vec<Tried>, ProbeError> {
+        raise_locked_memory();
+        let mut object = EbpfLoader::new().load(OBJECT).map_err(ProbeError::loading)?;
+        Ok(attach::try_each(&mut object, config))
+    }
+
+    /// As [`Probe::try_each`] tells it, where all went well.
+    pub fn tried(&self) -> Vec<Tried> {
+        self.attachments.tried()
     }
 
     /// Takes away what agents of any version have pinned there.

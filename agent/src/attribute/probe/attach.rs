@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SockOps};
+use aya::programs::{CgroupSockAddr, ProgramError, SockOps};
 
 use super::pins::{Locked, Pins};
 use super::sys::{self, Hook};
@@ -24,6 +24,34 @@ struct Place {
     hook: Hook,
     cgroup: PathBuf,
     code: OwnedFd,
+}
+
+/// Those of connect() last: what they write down is for the other one.
+const PROGRAMS: [(&str, Hook); 3] =
+    [("handshake", Hook::SockOps), ("connect4", Hook::Connect4), ("connect6", Hook::Connect6)];
+
+/// What came of one program, at one of its cgroups.
+#[derive(Debug)]
+pub struct Tried {
+    /// As the kernel calls the place that it is attached to: connect4, connect6 or sock_ops.
+    pub hook: &'static str,
+    /// The cgroup where it is attached.
+    pub attached: Result<PathBuf, ProbeError>,
+}
+
+/// Loads and attaches each program whatever comes of the others. Nothing stays attached.
+pub(super) fn try_each(object: &mut Ebpf, config: &ProbeConfig) -> Vec<Tried> {
+    let mut tried = Vec::new();
+    for (program, hook) in PROGRAMS {
+        match load(object, program, hook, config) {
+            Ok(places) => tried.extend(places.into_iter().map(|place| Tried {
+                hook: hook.name(),
+                attached: place.attach(None).map(|_| place.cgroup),
+            })),
+            Err(error) => tried.push(Tried { hook: hook.name(), attached: Err(error) }),
+        }
+    }
+    tried
 }
 
 pub(super) struct Attachments {
@@ -42,18 +70,10 @@ impl Attachments {
         config: &ProbeConfig,
         pins: Option<&Locked<'_>>,
     ) -> Result<Attachments, ProbeError> {
-        let handshake = load_sock_ops(object, "handshake")?;
-        let connect4 = load_connect(object, "connect4")?;
-        let connect6 = load_connect(object, "connect6")?;
         let mut places = Vec::new();
-        for cgroup in sock_ops_cgroups(&config.kubepods, &config.agent_cgroup) {
-            let code = handshake.try_clone().map_err(|error| no_descriptor("handshake", error))?;
-            places.push(Place::new("handshake", Hook::SockOps, cgroup, code));
+        for (program, hook) in PROGRAMS {
+            places.extend(load(object, program, hook, config)?);
         }
-        // Last: what these write down is for the other one.
-        places.push(Place::new("connect4", Hook::Connect4, &config.kubepods, connect4));
-        places.push(Place::new("connect6", Hook::Connect6, &config.kubepods, connect6));
-
         let mut links = Vec::new();
         let mut names = Vec::new();
         for place in &places {
@@ -118,6 +138,11 @@ impl Attachments {
         self.places.iter().map(|place| (place.program, place.cgroup.as_path()))
     }
 
+    pub(super) fn tried(&self) -> Vec<Tried> {
+        let attached = |place: &Place| Tried { hook: place.hook.name(), attached: Ok(place.cgroup.clone()) };
+        self.places.iter().map(attached).collect()
+    }
+
     fn links(&self) -> MutexGuard<'_, Vec<Option<OwnedFd>>> {
         lock(&self.links)
     }
@@ -128,10 +153,6 @@ fn is_attached(link: Option<&OwnedFd>) -> bool {
 }
 
 impl Place {
-    fn new(program: &'static str, hook: Hook, cgroup: &Path, code: OwnedFd) -> Place {
-        Place { program, hook, cgroup: cgroup.to_owned(), code }
-    }
-
     /// The link, and what it is called among the pins.
     fn attach(&self, pins: Option<&Locked<'_>>) -> Result<(OwnedFd, String), ProbeError> {
         let unreadable = |source| ProbeError::Cgroup { path: self.cgroup.clone(), source };
@@ -173,31 +194,34 @@ fn sock_ops_cgroups<'a>(kubepods: &'a Path, agent: &'a Path) -> Vec<&'a Path> {
     }
 }
 
-fn load_sock_ops(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, ProbeError> {
-    let program: &mut SockOps =
-        program(object, name)?.try_into().map_err(|error| ProbeError::program(name, error))?;
-    program.load().map_err(|error| ProbeError::program(name, error))?;
-    duplicate(name, program.fd())
-}
-
-fn load_connect(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, ProbeError> {
-    let program: &mut CgroupSockAddr =
-        program(object, name)?.try_into().map_err(|error| ProbeError::program(name, error))?;
-    program.load().map_err(|error| ProbeError::program(name, error))?;
-    duplicate(name, program.fd())
-}
-
-fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, ProbeError> {
-    object.program_mut(name).ok_or_else(|| ProbeError::Object(format!("it has no program {name}")))
-}
-
-fn duplicate(name: &'static str, fd: Result<&impl AsFd, ProgramError>) -> Result<OwnedFd, ProbeError> {
-    let fd = fd.map_err(|error| ProbeError::program(name, error))?;
-    fd.as_fd().try_clone_to_owned().map_err(|error| no_descriptor(name, error))
-}
-
-fn no_descriptor(name: &'static str, error: io::Error) -> ProbeError {
-    ProbeError::program(name, ProgramError::IOError(error))
+/// Loads a program, and says where it is to be attached.
+fn load(
+    object: &mut Ebpf,
+    name: &'static str,
+    hook: Hook,
+    config: &ProbeConfig,
+) -> Result<Vec<Place>, ProbeError> {
+    let failed = |error| ProbeError::program(name, error);
+    let program =
+        object.program_mut(name).ok_or_else(|| ProbeError::Object(format!("it has no program {name}")))?;
+    let (fd, cgroups) = match hook {
+        Hook::SockOps => {
+            let program: &mut SockOps = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            (program.fd(), sock_ops_cgroups(&config.kubepods, &config.agent_cgroup))
+        }
+        Hook::Connect4 | Hook::Connect6 => {
+            let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            (program.fd(), vec![config.kubepods.as_path()])
+        }
+    };
+    let fd = fd.map_err(failed)?;
+    let place = |cgroup: &Path| {
+        let code = fd.as_fd().try_clone_to_owned().map_err(|error| failed(ProgramError::IOError(error)))?;
+        Ok(Place { program: name, hook, cgroup: cgroup.to_owned(), code })
+    };
+    cgroups.into_iter().map(place).collect()
 }
 
 #[cfg(test)]

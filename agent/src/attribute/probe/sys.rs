@@ -20,6 +20,16 @@ pub(super) enum Hook {
     Connect6 = 11,
 }
 
+impl Hook {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Hook::SockOps => "sock_ops",
+            Hook::Connect4 => "connect4",
+            Hook::Connect6 => "connect6",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 enum Command {

@@ -65,10 +65,13 @@ fn a_foreign_exclusive_program_is_named_with_its_cgroup() {
         let directory = File::open(place).unwrap();
         sys::attach_exclusively(program.as_fd(), directory.as_fd(), sys::Hook::Connect4).unwrap();
         let error = Probe::load(&config).unwrap_err();
+        let tried = Probe::try_each(&config).unwrap();
         sys::detach_exclusive(program.as_fd(), directory.as_fd(), sys::Hook::Connect4).unwrap();
         let ProbeError::Foreign { program, owner, place: named, .. } = &error else { panic!("{error}") };
         assert_eq!((*program, named), ("connect4", place));
         assert!(owner.starts_with("the program \"connect4\" (id "), "{owner}");
+        let failed = tried.iter().filter(|tried| tried.attached.is_err()).map(|tried| tried.hook);
+        assert_eq!((tried.len(), failed.collect::<Vec<_>>()), (3, vec!["connect4"]), "{tried:?}");
     }
     Probe::load(&config).expect("nobody is in the way any more");
 }
