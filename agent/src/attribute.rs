@@ -29,7 +29,7 @@ pub use self::probed::Probed;
 use self::probed::{cannot_tell, recorded, workload};
 use self::proc::HostProc;
 pub use self::start::Settings;
-pub(crate) use self::start::{best, load};
+pub(crate) use self::start::{choose, find, load, nowhere, try_each};
 use crate::config::Verify;
 use crate::link;
 

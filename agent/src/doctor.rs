@@ -12,10 +12,9 @@ use std::process::ExitCode;
 
 use crate::attribute::cgroup::Cgroups;
 use crate::attribute::inet_diag::InetDiag;
-use crate::attribute::layout::Layout;
 use crate::attribute::proc::HostProc;
-use crate::attribute::{Attribution, Settings, best, load};
-use crate::config::{DoctorConfig, Imds};
+use crate::attribute::{Attribution, Settings, choose, find, load, nowhere, try_each};
+use crate::config::{DoctorConfig, Imds, NodePaths};
 
 /// What was looked at, and what comes of it.
 #[derive(Debug)]
@@ -62,24 +61,28 @@ pub fn run(config: &DoctorConfig) -> Report {
         checks::locked_memory(&kernel),
         checks::bpf_file_system(paths.pin.as_deref()),
     ];
-    let layout = Layout::find(&paths.cgroup_root, paths.kubepods_cgroup.as_deref(), &paths.host_proc);
+    let layout = find(paths);
     items.push(checks::layout(&layout));
     items.push(checks::cgroup_namespace(&layout));
-    // Pins are left to the agent: they would outlive this look.
-    let mut settings =
-        Settings { paths: paths.clone(), trusted_proxies: Vec::new(), imds: Imds::Observe, log: false };
-    settings.paths.pin = None;
-    if let Ok(layout) = &layout {
-        items.push(checks::kubepods(layout, Cgroups::open(&layout.mount, &layout.kubepods)));
-        items.push(checks::own_cgroup(layout));
-        items.push(checks::programs(&load(&settings, layout)));
-        items.push(checks::host_proc(layout, &HostProc::open(&paths.host_proc, layout)));
-    }
-    items.push(checks::socket_diagnosis(&InetDiag::open()));
     let verdict = match layout {
+        Ok(layout) => {
+            items.push(checks::kubepods(&layout, Cgroups::open(&layout.mount, &layout.kubepods)));
+            items.push(checks::own_cgroup(&layout));
+            // Pins are left to the agent: they would outlive this look.
+            let paths = NodePaths { pin: None, ..paths.clone() };
+            let settings = Settings { paths, trusted_proxies: Vec::new(), imds: Imds::Observe, log: false };
+            let loaded = load(&settings, &layout);
+            items.extend(checks::programs(match &loaded {
+                Ok(probe) => Ok(probe.tried()),
+                Err(_) => try_each(&settings, &layout),
+            }));
+            items.push(checks::host_proc(&layout, &HostProc::open(&settings.paths.host_proc, &layout)));
+            Verdict::of(&choose(&settings, layout, loaded))
+        }
         Err(problem) if problem.may_pass() => Verdict::TooEarly,
-        Ok(_) | Err(_) => Verdict::of(&best(&settings)),
+        Err(problem) => Verdict::of(&nowhere(&problem)),
     };
+    items.push(checks::socket_diagnosis(&InetDiag::open()));
     Report { items, verdict }
 }
 

@@ -8,8 +8,8 @@ use agent_ebpf::Kind;
 
 use super::cgroup::{self, Cgroups, NoPod};
 use super::inet_diag::{Followed, InetDiag};
-use super::layout::{Layout, Version};
-use super::probe::{Probe, ProbeConfig, ProbeError};
+use super::layout::{Layout, LayoutProblem, Version};
+use super::probe::{Probe, ProbeConfig, ProbeError, Tried};
 use super::probed::Probed;
 use super::proc::HostProc;
 use super::{Attribution, Processes, Sockets, Source};
@@ -29,25 +29,38 @@ pub struct Settings {
 const IMDS_PORT: u16 = 80;
 
 pub(crate) fn best(settings: &Settings) -> Attribution {
-    let NodePaths { cgroup_root, kubepods_cgroup, host_proc, .. } = &settings.paths;
-    let layout = match Layout::find(cgroup_root, kubepods_cgroup.as_deref(), host_proc) {
+    let layout = match find(&settings.paths) {
         Ok(layout) => layout,
-        Err(problem) => {
-            return Attribution { source: Source::None, problem: Some(problem.to_string()), _layout: None };
-        }
+        Err(problem) => return nowhere(&problem),
     };
-    let (source, mut problem) = match load(settings, &layout) {
+    // Pins only count while the agent is down; what is wrong with them must not cost more.
+    let (loaded, pins) = match load(settings, &layout) {
+        Err(pins) if settings.paths.pin.is_some() => (load(&without_pins(settings), &layout), Some(pins)),
+        loaded => (loaded, None),
+    };
+    let pins = pins.filter(|_| loaded.is_ok());
+    let mut attribution = choose(settings, layout, loaded);
+    if let Some(pins) = pins {
+        let pins = format!("the kernel programs end with the agent, because --pin does not work: {pins}");
+        let problem = attribution.problem.take();
+        attribution.problem = Some(problem.map_or(pins.clone(), |problem| format!("{problem}; {pins}")));
+    }
+    attribution
+}
+
+pub(crate) fn find(paths: &NodePaths) -> Result<Layout, LayoutProblem> {
+    Layout::find(&paths.cgroup_root, paths.kubepods_cgroup.as_deref(), &paths.host_proc)
+}
+
+/// On a node whose cgroups cannot be found.
+pub(crate) fn nowhere(problem: &LayoutProblem) -> Attribution {
+    Attribution { source: Source::None, problem: Some(problem.to_string()), _layout: None }
+}
+
+/// What to attribute by, given what came of the kernel programs.
+pub(crate) fn choose(settings: &Settings, layout: Layout, loaded: Result<Probe, ProbeError>) -> Attribution {
+    let (source, mut problem) = match loaded {
         Ok(probe) => with_probe(settings, &layout, probe),
-        // Pins only count while the agent is down; what is wrong with them must not cost more.
-        Err(pins) if settings.paths.pin.is_some() => match load(&without_pins(settings), &layout) {
-            Ok(probe) => {
-                let (source, problem) = with_probe(settings, &layout, probe);
-                let pins =
-                    format!("the kernel programs end with the agent, because --pin does not work: {pins}");
-                (source, Some(problem.map_or(pins.clone(), |problem| format!("{problem}; {pins}"))))
-            }
-            Err(problem) => without_probe(settings, &layout, problem.to_string()),
-        },
         Err(problem) => without_probe(settings, &layout, problem.to_string()),
     };
     if settings.imds == Imds::RefusePods && !matches!(source, Source::Probe(_)) {
@@ -72,22 +85,30 @@ pub(super) fn leave_no_pins(settings: &Settings) -> Option<String> {
 type Chosen = (Source, Option<String>);
 
 pub(crate) fn load(settings: &Settings, layout: &Layout) -> Result<Probe, ProbeError> {
-    let in_v2 = layout.version == Version::V2;
-    let probe = Probe::load(&ProbeConfig {
+    let probe = Probe::load(&config(settings, layout))?;
+    for address in [link::IMDS_IPV4.into(), link::IMDS_IPV6.into()] {
+        probe.watch(SocketAddr::new(address, IMDS_PORT), Kind::Imds)?;
+    }
+    Ok(probe)
+}
+
+/// What comes of each kernel program by itself.
+pub(crate) fn try_each(settings: &Settings, layout: &Layout) -> Result<Vec<Tried>, ProbeError> {
+    Probe::try_each(&config(settings, layout))
+}
+
+fn config(settings: &Settings, layout: &Layout) -> ProbeConfig {
+    ProbeConfig {
         kubepods: layout.kubepods.clone(),
         kubepods_level: layout.kubepods_level,
         agent_cgroup: layout.agent_cgroup.clone(),
         pins: settings.paths.pin.clone(),
         host_netns: own_netns_cookie(),
         // Where all pods share one cgroup of version 2, refusing and its exceptions could not tell them apart.
-        refuse_imds: settings.imds == Imds::RefusePods && in_v2,
+        refuse_imds: settings.imds == Imds::RefusePods && layout.version == Version::V2,
         learn_namespaces: !settings.trusted_proxies.is_empty(),
         log: settings.log,
-    })?;
-    for address in [link::IMDS_IPV4.into(), link::IMDS_IPV6.into()] {
-        probe.watch(SocketAddr::new(address, IMDS_PORT), Kind::Imds)?;
     }
-    Ok(probe)
 }
 
 fn with_probe(settings: &Settings, layout: &Layout, probe: Probe) -> Chosen {

@@ -13,7 +13,7 @@ use super::{Item, State};
 use crate::attribute::cgroup::{Cgroups, NoPod, id_of};
 use crate::attribute::inet_diag::{InetDiag, InetDiagProblem};
 use crate::attribute::layout::{Layout, LayoutProblem, Version};
-use crate::attribute::probe::{Probe, ProbeError};
+use crate::attribute::probe::{ProbeError, Tried};
 use crate::attribute::proc::{HostProc, HostProcProblem};
 use crate::causes::chain;
 
@@ -215,11 +215,15 @@ pub(super) fn own_cgroup(layout: &Layout) -> Item {
     ok("own cgroup", &format!("{}{place}", layout.agent_cgroup.display()))
 }
 
-pub(super) fn programs(loaded: &Result<Probe, ProbeError>) -> Item {
-    const NAME: &str = "kernel programs";
-    match loaded {
-        Ok(_) => ok(NAME, "connect4, connect6 and sock_ops load and can be attached"),
-        Err(error) => broken(NAME, chain(error)),
+/// A line for each program and cgroup, or one for all where it does not get that far.
+pub(super) fn programs(tried: Result<Vec<Tried>, ProbeError>) -> Vec<Item> {
+    let line = |Tried { hook, attached }| match attached {
+        Ok(cgroup) => ok(hook, &format!("loads, and can be attached to {}", cgroup.display())),
+        Err(error) => broken(hook, chain(&error)),
+    };
+    match tried {
+        Ok(tried) => tried.into_iter().map(line).collect(),
+        Err(error) => vec![broken("kernel programs", format!("none can be loaded: {}", chain(&error)))],
     }
 }
 

@@ -4,6 +4,7 @@ use rustix::thread::CapabilitySet;
 
 use super::checks::Kernel;
 use super::*;
+use crate::attribute::probe::{ProbeError, Tried};
 
 const NEEDED: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::NET_ADMIN)
@@ -53,6 +54,23 @@ fn a_place_for_pins_is_checked_where_one_is_asked_for() {
     assert_eq!(item.state, State::Degraded);
     assert!(item.text.contains("hostPath"), "{}", item.text);
     assert_eq!(checks::bpf_file_system(None).state, State::Ok);
+}
+
+#[test]
+fn each_program_has_a_line_that_says_where_it_can_be_attached_or_what_to_do() {
+    let missing = || ProbeError::Capabilities { what: "program x".to_owned(), missing: "PERFMON".to_owned() };
+    let items = checks::programs(Ok(vec![
+        Tried { hook: "sock_ops", attached: Ok("/sys/fs/cgroup/kubepods".into()) },
+        Tried { hook: "connect4", attached: Err(missing()) },
+    ]));
+    let states: Vec<_> = items.iter().map(|item| (item.name, item.state)).collect();
+    assert_eq!(states, [("sock_ops", State::Ok), ("connect4", State::Broken)]);
+    assert!(items[0].text.ends_with("/sys/fs/cgroup/kubepods"), "{}", items[0].text);
+    assert!(items[1].text.contains("Missing: PERFMON; add"), "{}", items[1].text);
+
+    let items = checks::programs(Err(missing()));
+    assert_eq!((items.len(), items[0].name, items[0].state), (1, "kernel programs", State::Broken));
+    assert!(items[0].text.contains("Missing: PERFMON; add"), "{}", items[0].text);
 }
 
 #[test]

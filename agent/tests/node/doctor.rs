@@ -29,8 +29,13 @@ fn kubepods(root: &Cgroup) -> String {
 #[test]
 fn a_node_that_has_everything_can_enforce() {
     let Some(root) = Cgroup::new(v2()) else { return };
-    let (status, report) = doctor(&["--kubepods-cgroup", &kubepods(&root)]);
+    let kubepods = kubepods(&root);
+    let (status, report) = doctor(&["--kubepods-cgroup", &kubepods]);
     assert_eq!(status, 0, "{report}");
+    for program in ["connect4", "connect6"] {
+        assert!(line(&report, program).ends_with(&kubepods), "{report}");
+    }
+    assert!(line(&report, "sock_ops").contains("can be attached"), "{report}");
     assert!(line(&report, "pods' cgroups").ends_with("pods there: 1"), "{report}");
     assert!(!report.contains("broken"), "{report}");
 }
@@ -63,6 +68,18 @@ fn missing_capabilities_are_told_as_such() {
     }
     assert!(line(&report, "kernel programs").starts_with("broken"), "{report}");
     assert!(line(&report, "pods' cgroups").contains("DAC_READ_SEARCH"), "{report}");
+}
+
+#[test]
+fn each_program_that_cannot_be_loaded_says_why() {
+    let Some(root) = Cgroup::new(v2()) else { return };
+    let bounded = ["--bounding-set=-net_admin,-sys_admin", PODCRED, "doctor", "--kubepods-cgroup"];
+    let (status, report) = output(Command::new("setpriv").args(bounded).arg(kubepods(&root)));
+    assert_eq!(status, 1, "{report}");
+    for program in ["connect4", "connect6", "sock_ops"] {
+        let line = line(&report, program);
+        assert!(line.starts_with("broken") && line.contains("Missing: NET_ADMIN"), "{report}");
+    }
 }
 
 #[test]
