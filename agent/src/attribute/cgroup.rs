@@ -98,12 +98,9 @@ impl Cgroups {
         Ok(pod)
     }
 
-    /// Where it is below kubepods. Not cached.
+    /// Where it is below kubepods, as long as it is alive. Not cached.
     pub fn place_of(&self, id: u64) -> Result<PathBuf, NoPod> {
-        if !self.is_alive(id) {
-            return Err(NoPod::Gone);
-        }
-        let path = self.path_of(id)?;
+        let path = shown_path(&self.open_live(id)?).map_err(no_pod)?;
         match path.strip_prefix(&self.shown) {
             Ok(place) => Ok(place.to_owned()),
             Err(_) => Err(NoPod::NotAPod { path }),
@@ -112,13 +109,7 @@ impl Cgroups {
 
     /// False only when the kernel says so.
     pub fn is_alive(&self, id: u64) -> bool {
-        match handle::open_cgroup(self.mount.as_fd(), id) {
-            // Linux 5.10 opens a removed one as long as anything holds it, a socket for one, but it has no files any more.
-            Ok(cgroup) => {
-                accessat(&cgroup, "cgroup.procs", Access::EXISTS, AtFlags::empty()) != Err(Errno::NOENT)
-            }
-            Err(error) => !is_stale(&error),
-        }
+        !matches!(self.open_live(id), Err(NoPod::Gone))
     }
 
     /// Forgets the remembered cgroups that are gone, and returns them. A few microseconds each: for a sweep now and
@@ -156,8 +147,20 @@ impl Cgroups {
     }
 
     fn path_of(&self, id: u64) -> Result<PathBuf, NoPod> {
-        let found = handle::open_cgroup(self.mount.as_fd(), id).and_then(|cgroup| shown_path(&cgroup));
-        found.map_err(|cause| if is_stale(&cause) { NoPod::Gone } else { NoPod::CannotTell { cause } })
+        shown_path(&self.open_by_id(id)?).map_err(no_pod)
+    }
+
+    fn open_live(&self, id: u64) -> Result<OwnedFd, NoPod> {
+        let cgroup = self.open_by_id(id)?;
+        // Linux 5.10 opens a removed one as long as anything holds it, a socket for one, but it has no files any more.
+        match accessat(&cgroup, "cgroup.procs", Access::EXISTS, AtFlags::empty()) {
+            Err(Errno::NOENT) => Err(NoPod::Gone),
+            Ok(()) | Err(_) => Ok(cgroup),
+        }
+    }
+
+    fn open_by_id(&self, id: u64) -> Result<OwnedFd, NoPod> {
+        handle::open_cgroup(self.mount.as_fd(), id).map_err(no_pod)
     }
 }
 
@@ -207,6 +210,9 @@ fn shown_path(file: &impl AsRawFd) -> io::Result<PathBuf> {
     Ok(bytes.strip_suffix(b" (deleted)").map_or_else(|| path.clone(), |b| OsStr::from_bytes(b).into()))
 }
 
-fn is_stale(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::STALE.raw_os_error())
+fn no_pod(cause: io::Error) -> NoPod {
+    match cause.raw_os_error() == Some(Errno::STALE.raw_os_error()) {
+        true => NoPod::Gone,
+        false => NoPod::CannotTell { cause },
+    }
 }
