@@ -33,6 +33,22 @@ pub enum Authenticated {
     Unchecked(Arc<Claims>, TokenHash),
 }
 
+impl Authenticated {
+    pub fn claims(&self) -> &Arc<Claims> {
+        match self {
+            Authenticated::Verified(claims, _) | Authenticated::Unchecked(claims, _) => claims,
+        }
+    }
+
+    /// The claims where they are true, and may be told.
+    pub fn verified(&self) -> Option<&Arc<Claims>> {
+        match self {
+            Authenticated::Verified(claims, _) => Some(claims),
+            Authenticated::Unchecked(..) => None,
+        }
+    }
+}
+
 /// Checks tokens of one issuer. A signature is checked once; after that the token is known by its SHA-256 until it
 /// expires, also when the key that signed it is gone by then.
 pub struct Authenticator {

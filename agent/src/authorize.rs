@@ -88,7 +88,11 @@ pub enum Verdict {
     SamePod,
     /// A delegate's pod presents another pod's token, as it may.
     Delegate,
-    OtherPod(Arc<Workload>),
+    /// Another pod presents the token; what it says is there where it was verified.
+    OtherPod {
+        caller: Arc<Workload>,
+        token: Option<Arc<Claims>>,
+    },
     /// The pod is another's, and whether it is a delegate's is not known yet.
     DelegatesUnknown,
     /// The token is for a pod of another node.
@@ -103,7 +107,7 @@ impl Verdict {
             Verdict::NotCompared => "not_compared",
             Verdict::SamePod => "same_pod",
             Verdict::Delegate => "delegate",
-            Verdict::OtherPod(_) => "other_pod",
+            Verdict::OtherPod { .. } => "other_pod",
             Verdict::DelegatesUnknown => "delegates_unknown",
             Verdict::OtherNode => "other_node",
             Verdict::Unattributed(_) => "unattributed",
@@ -117,12 +121,8 @@ pub fn authorize(
     authenticated: Authenticated,
     policy: &Policy,
 ) -> (Verdict, Result<Authorized, Rejection>) {
-    let (claims, verified) = match &authenticated {
-        Authenticated::Verified(claims, _) => (claims, Some(claims)),
-        Authenticated::Unchecked(claims, _) => (claims, None),
-    };
-    let verdict = policy.compare(caller, claims);
-    if let Some(rejection) = policy.refusal(&verdict, verified) {
+    let verdict = policy.compare(caller, &authenticated);
+    if let Some(rejection) = policy.refusal(&verdict, &authenticated) {
         return (verdict, Err(rejection));
     }
     let authorized = match authenticated {
@@ -145,15 +145,18 @@ impl Policy {
         }
     }
 
-    fn compare(&self, caller: &Caller, claims: &Claims) -> Verdict {
+    fn compare(&self, caller: &Caller, token: &Authenticated) -> Verdict {
         if self.verify == Verify::Off {
             return Verdict::NotCompared;
         }
+        let claims = token.claims();
         let verdict = match caller {
             Ok(workload) if workload.pod_uid == claims.pod_uid => Verdict::SamePod,
             Ok(workload) => match self.delegates.says(&workload.pod_uid) {
                 Delegacy::Granted => Verdict::Delegate,
-                Delegacy::None => Verdict::OtherPod(Arc::clone(workload)),
+                Delegacy::None => {
+                    Verdict::OtherPod { caller: Arc::clone(workload), token: token.verified().cloned() }
+                }
                 Delegacy::Unknown => Verdict::DelegatesUnknown,
             },
             Err(reason) => Verdict::Unattributed(*reason),
@@ -164,22 +167,21 @@ impl Policy {
         };
         let has_passed = match verdict {
             Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate | Verdict::Unattributed(_) => true,
-            Verdict::OtherPod(_) | Verdict::DelegatesUnknown | Verdict::OtherNode => false,
+            Verdict::OtherPod { .. } | Verdict::DelegatesUnknown | Verdict::OtherNode => false,
         };
         if has_passed && elsewhere { Verdict::OtherNode } else { verdict }
     }
 
     /// Nothing is refused that `enforce` was not asked for, unattributed connections excepted, which have a flag.
-    fn refusal(&self, verdict: &Verdict, verified: Option<&Arc<Claims>>) -> Option<Rejection> {
-        let pod = || verified.cloned();
+    fn refusal(&self, verdict: &Verdict, token: &Authenticated) -> Option<Rejection> {
         let enforced = |rejection| (self.verify == Verify::Enforce).then_some(rejection);
         match verdict {
             Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate => None,
-            Verdict::OtherPod(caller) => {
-                enforced(Rejection::OtherPod { caller: Arc::clone(&caller.pod_uid), pod: pod() })
+            Verdict::OtherPod { caller, token } => {
+                enforced(Rejection::OtherPod { caller: Arc::clone(&caller.pod_uid), pod: token.clone() })
             }
             Verdict::DelegatesUnknown => enforced(Rejection::DelegatesUnknown),
-            Verdict::OtherNode => enforced(Rejection::OtherNode { pod: pod() }),
+            Verdict::OtherNode => enforced(Rejection::OtherNode { pod: token.verified().cloned() }),
             Verdict::Unattributed(reason) => match self.unattributed {
                 config::Unattributed::Allow => None,
                 config::Unattributed::Deny => Some(Rejection::Unattributed(*reason)),

@@ -322,7 +322,7 @@ impl Metrics {
             Verdict::SamePod => self.compared_same_pod.inc(),
             Verdict::NotCompared
             | Verdict::Delegate
-            | Verdict::OtherPod(_)
+            | Verdict::OtherPod { .. }
             | Verdict::DelegatesUnknown
             | Verdict::OtherNode
             | Verdict::Unattributed(_) => self.compared.with_label_values(&[verdict.label()]).inc(),

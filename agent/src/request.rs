@@ -97,7 +97,7 @@ impl Service {
         let token = the_token(request.headers())?;
         let authenticated = self.authenticate(connection, token, now).await?;
         let (verdict, authorized) = authorize(&connection.caller, authenticated, &self.policy);
-        self.compared(connection, &verdict, token);
+        self.compared(connection, &verdict);
         match authorized? {
             Authorized::Checked(permit) => self.credentials.get(&permit, token, now).await,
             Authorized::Unchecked(permit) => self.credentials.get_unchecked(&permit, token, now).await,
@@ -128,7 +128,7 @@ impl Service {
         }
         match self.authenticator.authenticate(token, now).await {
             Ok(authenticated) => {
-                if let (Some(pod), Authenticated::Verified(claims, _)) = (pod, &authenticated) {
+                if let (Some(pod), Some(claims)) = (pod, authenticated.verified()) {
                     pod.learn_name(claims);
                 }
                 Ok(authenticated)
@@ -143,13 +143,12 @@ impl Service {
         }
     }
 
-    fn compared(&self, connection: &Connection, verdict: &Verdict, token: &[u8]) {
+    fn compared(&self, connection: &Connection, verdict: &Verdict) {
         self.metrics.compared(verdict);
-        let (Verdict::OtherPod(caller), Some(claims)) = (verdict, self.authenticator.pod_of(token)) else {
-            return;
-        };
-        let name = connection.pod.as_deref().and_then(Pod::claims);
-        self.logged.other_pod(caller, name.map(|name| &**name), &claims);
+        if let Verdict::OtherPod { caller, token: Some(token) } = verdict {
+            let name = connection.pod.as_deref().and_then(Pod::claims);
+            self.logged.other_pod(caller, name.map(|name| &**name), token);
+        }
     }
 }
 

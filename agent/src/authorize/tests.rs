@@ -84,6 +84,17 @@ fn a_refusal_names_the_tokens_pod_only_where_the_token_was_verified() {
 }
 
 #[test]
+fn a_verdict_carries_the_tokens_pod_only_where_the_token_was_verified() {
+    let token_of = |authenticated| {
+        let (verdict, _) = authorize(&pod("b"), authenticated, &policy(Verify::Audit));
+        let Verdict::OtherPod { token, .. } = verdict else { panic!("{verdict:?}") };
+        token
+    };
+    assert_eq!(token_of(verified("a")), Some(claims("a", Some("here"))));
+    assert_eq!(token_of(Authenticated::Unchecked(claims("a", None), TokenHash::default())), None);
+}
+
+#[test]
 fn a_pod_of_another_node_is_counted_in_audit_and_refused_in_enforce() {
     let elsewhere = || Authenticated::Verified(claims("a", Some("there")), TokenHash::default());
     assert_eq!(decide(&pod("a"), elsewhere(), &policy(Verify::Audit)), ("other_node", None));
