@@ -8,12 +8,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use loadtest::eks::{Config, PodToken, SimulatedEks};
+use loadtest::left_out_without_root;
 use loadtest::node::{CREDENTIALS_V4, Layout, Node, Place, Pod, Process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::harness::{BROKEN, Others, left_out, until};
+use crate::harness::{BROKEN, Others, until};
 
 pub(crate) const PORT: u16 = 80;
 
@@ -37,7 +38,7 @@ impl Site {
     }
 
     fn beside(others: Others) -> Option<Site> {
-        if left_out() {
+        if left_out_without_root() {
             return None;
         }
         let node = Node::start(Layout::default()).expect("a simulated node");
