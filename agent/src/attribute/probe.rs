@@ -55,6 +55,22 @@ pub struct ProbeConfig {
     pub log: bool,
 }
 
+impl ProbeConfig {
+    /// For the node's own network, with nothing refused, learned, logged or pinned.
+    pub fn new(kubepods: PathBuf, kubepods_level: u32, agent_cgroup: PathBuf) -> ProbeConfig {
+        ProbeConfig {
+            kubepods,
+            kubepods_level,
+            agent_cgroup,
+            pins: None,
+            host_netns: None,
+            refuse_imds: false,
+            learn_namespaces: false,
+            log: false,
+        }
+    }
+}
+
 /// The programs run for as long as this lives, and longer where they are pinned.
 pub struct Probe {
     attachments: Attachments,

@@ -168,16 +168,7 @@ impl Watched {
 
 /// What the agent gives its probe on such a node.
 pub(crate) fn config_for(node: &Node) -> ProbeConfig {
-    ProbeConfig {
-        kubepods: node.kubepods().to_owned(),
-        kubepods_level: node.kubepods_level(),
-        agent_cgroup: node.agent().cgroup().to_owned(),
-        pins: None,
-        host_netns: None,
-        refuse_imds: false,
-        learn_namespaces: false,
-        log: false,
-    }
+    ProbeConfig::new(node.kubepods().to_owned(), node.kubepods_level(), node.agent().cgroup().to_owned())
 }
 
 pub(crate) struct Listener {

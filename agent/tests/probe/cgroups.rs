@@ -56,16 +56,7 @@ impl Node {
     }
 
     pub(crate) fn config(&self) -> ProbeConfig {
-        ProbeConfig {
-            kubepods: self.cgroup("kubepods"),
-            kubepods_level: 2,
-            agent_cgroup: self.root.clone(),
-            pins: None,
-            host_netns: None,
-            refuse_imds: false,
-            learn_namespaces: false,
-            log: false,
-        }
+        ProbeConfig::new(self.cgroup("kubepods"), 2, self.root.clone())
     }
 
     pub(crate) fn load(&self) -> Probe {

@@ -29,16 +29,7 @@ impl Cgroup {
     }
 
     fn config(&self) -> ProbeConfig {
-        ProbeConfig {
-            kubepods: self.0.join("kubepods"),
-            kubepods_level: 2,
-            agent_cgroup: self.0.clone(),
-            pins: None,
-            host_netns: None,
-            refuse_imds: false,
-            learn_namespaces: false,
-            log: false,
-        }
+        ProbeConfig::new(self.0.join("kubepods"), 2, self.0.clone())
     }
 }
 
@@ -146,14 +137,10 @@ fn a_v4_address_is_watched_as_the_v6_one_it_is_mapped_to() {
 #[test]
 fn settings_carry_what_was_asked_for() {
     let config = ProbeConfig {
-        kubepods: PathBuf::new(),
-        kubepods_level: 3,
-        agent_cgroup: PathBuf::new(),
-        pins: None,
         host_netns: Some(7),
         refuse_imds: true,
-        learn_namespaces: false,
         log: true,
+        ..ProbeConfig::new(PathBuf::new(), 3, PathBuf::new())
     };
     let flags = settings_flags::REFUSE_IMDS | settings_flags::LOG;
     assert_eq!(settings_of(&config), Settings { host_netns: 7, kubepods_level: 3, flags });
