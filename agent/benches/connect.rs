@@ -28,15 +28,11 @@ fn main() -> Result<()> {
 
 /// As an agent has it that looks at everything.
 fn load(node: &Node) -> Result<Probe> {
+    let (kubepods, agent) = (node.kubepods().to_owned(), node.agent().cgroup().to_owned());
     let probe = Probe::load(&ProbeConfig {
-        kubepods: node.kubepods().to_owned(),
-        kubepods_level: node.kubepods_level(),
-        agent_cgroup: node.agent().cgroup().to_owned(),
-        pins: None,
-        host_netns: None,
         refuse_imds: true,
         learn_namespaces: true,
-        log: false,
+        ..ProbeConfig::new(kubepods, node.kubepods_level(), agent)
     })?;
     for (ip, kind) in [
         (CREDENTIALS_V4.into(), Kind::Credentials),
