@@ -2,13 +2,13 @@
 
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use agent_ebpf::{Counters, Kind};
-use loadtest::node::{CREDENTIALS_V4, IMDS_V4, PodSpec};
+use loadtest::node::{CREDENTIALS_V4, IMDS_V4, Place, PodSpec};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -81,15 +81,10 @@ fn a_connect_that_does_not_wait_is_attributed() {
 fn data_in_the_syn_leaves_the_connection_attributed() {
     let Some(node) = Watched::node() else { return };
     let [pod] = node.pods();
-    turn_fast_open_on(&node);
-    pod.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN_EVERYWHERE)).unwrap().unwrap();
+    turn_fast_open_on(&node, &pod);
     let listener = node.listener();
 
-    let sent = pod.run(|| {
-        let socket = socket_for(listener.address);
-        socket.send_to_with_flags(b"?", &listener.address.into(), MSG_FASTOPEN).unwrap();
-        socket
-    });
+    let sent = send_in_syn(&pod, listener.address);
     let mut accepted = listener.accept();
     assert_opened_by(&accepted, &pod);
     accepted.answers();
@@ -113,23 +108,29 @@ fn data_in_the_syn_leaves_the_connection_attributed() {
 fn a_listener_with_fast_open_would_not_be_attributed() {
     let Some(node) = Watched::node() else { return };
     let [pod] = node.pods();
-    turn_fast_open_on(&node);
-    pod.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN_EVERYWHERE)).unwrap().unwrap();
+    turn_fast_open_on(&node, &pod);
     let listener = node.careless_listener();
-    let sent = pod.run(|| {
-        let socket = socket_for(listener.address);
-        socket.send_to_with_flags(b"?", &listener.address.into(), MSG_FASTOPEN).unwrap();
-        socket
-    });
+    let sent = send_in_syn(&pod, listener.address);
     let mut accepted = listener.accept();
     assert_eq!(accepted.caller, None);
     accepted.answers();
     drop(sent);
 }
 
-fn turn_fast_open_on(node: &Watched) {
-    let write = || std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN_EVERYWHERE);
-    node.node.agent().run(write).unwrap().unwrap();
+fn turn_fast_open_on(node: &Watched, pod: &Place) {
+    for place in [node.node.agent(), pod] {
+        let write = || std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN_EVERYWHERE);
+        place.run(write).unwrap().unwrap();
+    }
+}
+
+fn send_in_syn(pod: &Place, to: SocketAddr) -> Socket {
+    let send = || {
+        let socket = socket_for(to);
+        socket.send_to_with_flags(b"?", &to.into(), MSG_FASTOPEN).unwrap();
+        socket
+    };
+    pod.run(send).unwrap()
 }
 
 /// connect() to AF_UNSPEC takes a socket apart, and the next one may be made elsewhere.
