@@ -160,27 +160,31 @@ pub(super) fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Attache
     Ok(Attached { flags: attributes.attach_flags, programs })
 }
 
-/// Attaches a program as was done before there were links, so that it tolerates no other there.
+/// A program that is attached as was done before there were links, and so tolerates no other there.
 #[cfg(test)]
-pub(super) fn attach_exclusively(
-    program: BorrowedFd<'_>,
-    cgroup: BorrowedFd<'_>,
-    hook: Hook,
-) -> io::Result<()> {
-    let mut attributes = [cgroup.as_raw_fd(), program.as_raw_fd(), hook as i32, 0];
-    // SAFETY: these are the command's attributes, and none is a pointer.
-    unsafe { bpf(Command::Attach, &mut attributes) }.map(drop)
+#[derive(Debug)]
+pub(super) struct Exclusive<'a> {
+    /// Of both commands.
+    attributes: [i32; 4],
+    _open: [BorrowedFd<'a>; 2],
 }
 
 #[cfg(test)]
-pub(super) fn detach_exclusive(
-    program: BorrowedFd<'_>,
-    cgroup: BorrowedFd<'_>,
-    hook: Hook,
-) -> io::Result<()> {
-    let mut attributes = [cgroup.as_raw_fd(), program.as_raw_fd(), hook as i32, 0];
-    // SAFETY: as above.
-    unsafe { bpf(Command::Detach, &mut attributes) }.map(drop)
+impl<'a> Exclusive<'a> {
+    pub(super) fn attach(program: BorrowedFd<'a>, cgroup: BorrowedFd<'a>, hook: Hook) -> io::Result<Self> {
+        let mut attributes = [cgroup.as_raw_fd(), program.as_raw_fd(), hook as i32, 0];
+        // SAFETY: these are the command's attributes, and none is a pointer.
+        unsafe { bpf(Command::Attach, &mut attributes) }?;
+        Ok(Exclusive { attributes, _open: [program, cgroup] })
+    }
+}
+
+#[cfg(test)]
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        let _or_it_goes_with_its_cgroup = unsafe { bpf(Command::Detach, &mut self.attributes) };
+    }
 }
 
 /// Attributes of the two commands about pins.

@@ -50,10 +50,11 @@ fn a_foreign_exclusive_program_is_named_with_its_cgroup() {
     for place in [&cgroup.0, &config.kubepods] {
         // What `bpftool cgroup attach` without "multi" does.
         let directory = File::open(place).unwrap();
-        sys::attach_exclusively(program.as_fd(), directory.as_fd(), sys::Hook::Connect4).unwrap();
+        let hook = sys::Hook::Connect4;
+        let exclusive = sys::Exclusive::attach(program.as_fd(), directory.as_fd(), hook).unwrap();
         let error = Probe::load(&config).unwrap_err();
         let tried = Probe::try_each(&config).unwrap();
-        sys::detach_exclusive(program.as_fd(), directory.as_fd(), sys::Hook::Connect4).unwrap();
+        drop(exclusive);
         let ProbeError::Foreign { program, owner, place: named, .. } = &error else { panic!("{error}") };
         assert_eq!((*program, named), ("connect4", place));
         assert!(owner.starts_with("the program \"connect4\" (id "), "{owner}");
