@@ -11,6 +11,7 @@ use loadtest::eks::{Config, PodToken, SimulatedEks};
 use loadtest::left_out_without_root;
 use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, PodSpec, Process};
 use serde_json::Value;
+use tempfile::{TempDir, tempdir};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::harness::{BROKEN, Others, connect, until};
@@ -32,7 +33,15 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// None where this test is left out.
     pub(crate) fn start() -> Option<Cluster> {
-        let others = Others::welcome();
+        Cluster::beside(Others::welcome())
+    }
+
+    /// As [`Cluster::start`], with no other test beside.
+    pub(crate) fn alone() -> Option<Cluster> {
+        Cluster::beside(Others::waiting())
+    }
+
+    fn beside(others: Others) -> Option<Cluster> {
         if left_out_without_root() {
             return None;
         }
@@ -79,15 +88,38 @@ impl Cluster {
 
     /// An agent that is ready, with these arguments besides what it needs on this node.
     pub(crate) fn agent(&self, args: &[&str]) -> Agent<'_> {
-        Agent::start(self, None, args)
+        self.ready(None, args)
     }
 
     /// As [`Cluster::agent`], where the agent knows of this API server.
     pub(crate) fn agent_that_watches(&self, api: &ApiServer, args: &[&str]) -> Agent<'_> {
-        Agent::start(self, Some(api), args)
+        self.ready(Some(api), args)
     }
 
-    fn command(&self, home: &tempfile::TempDir, args: &[&str]) -> Command {
+    fn ready(&self, api: Option<&ApiServer>, args: &[&str]) -> Agent<'_> {
+        let agent = Agent::start(self, api, &[&self.cgroups(), args].concat(), || Ok(()));
+        agent.until_ready();
+        agent
+    }
+
+    /// An agent that serves and may never be ready: where the cgroups are is for `args` to say, and `prepare` takes
+    /// something from the thread that starts it.
+    pub(crate) fn agent_after(
+        &self,
+        args: &[&str],
+        prepare: impl FnOnce() -> io::Result<()> + Send,
+    ) -> Agent<'_> {
+        Agent::start(self, None, args, prepare)
+    }
+
+    /// What an agent is told of this node's cgroups.
+    pub(crate) fn cgroups(&self) -> [&str; 4] {
+        let [mount, kubepods] = [self.node.cgroup_mount(), self.node.kubepods()]
+            .map(|path| path.to_str().expect("a readable path"));
+        ["--cgroup-root", mount, "--kubepods-cgroup", kubepods]
+    }
+
+    fn command(&self, home: &TempDir, args: &[&str]) -> Command {
         let binary = std::env::var_os("PODCRED_BINARY").unwrap_or(env!("CARGO_BIN_EXE_podcred").into());
         let credentials = self.eks.node_credentials();
         let hosts = format!("{CREDENTIALS_V4},{CREDENTIALS_V6}");
@@ -96,11 +128,7 @@ impl Cluster {
             .args(["server", "--log-format", "json", "--cluster-name", self.eks.cluster_name()])
             .args(["--endpoint", self.eks.url(), "--issuer", self.eks.issuer(), "--node-name", NODE_NAME])
             .args(["--bind-hosts", &hosts, "--port", "80", "--probe-port", "0", "--metrics-port", "0"])
-            .args(["--metrics-address", "127.0.0.1", "--cgroup-root"])
-            .arg(self.node.cgroup_mount())
-            .arg("--kubepods-cgroup")
-            .arg(self.node.kubepods())
-            .arg("--control-socket")
+            .args(["--metrics-address", "127.0.0.1", "--control-socket"])
             .arg(home.path().join("control.sock"))
             .args(args)
             .env_clear()
@@ -140,34 +168,54 @@ pub(crate) struct Agent<'a> {
     cluster: &'a Cluster,
     process: Process,
     log: Arc<Mutex<Vec<Value>>>,
+    port: u16,
     probes: SocketAddr,
     metrics: SocketAddr,
-    _home: tempfile::TempDir,
+    _home: TempDir,
 }
 
 impl<'a> Agent<'a> {
-    fn start(cluster: &'a Cluster, api: Option<&ApiServer>, args: &[&str]) -> Agent<'a> {
-        let home = tempfile::tempdir().expect("a folder");
+    fn start(
+        cluster: &'a Cluster,
+        api: Option<&ApiServer>,
+        args: &[&str],
+        prepare: impl FnOnce() -> io::Result<()> + Send,
+    ) -> Agent<'a> {
+        let home = tempdir().expect("a folder");
         let mut command = cluster.command(&home, args);
         if let Some(api) = api {
             let kubeconfig = home.path().join("kubeconfig");
             fs::write(&kubeconfig, api.kubeconfig()).expect("a file");
             command.env("KUBECONFIG", kubeconfig);
         }
-        let mut process = cluster.node.agent().spawn(&mut command).expect("the agent's binary starts");
+        let process = cluster.node.agent().spawn_after(prepare, &mut command);
+        let mut process = process.expect("the agent's binary starts");
         let log = follow(process.child().stderr.take().expect("it is piped"));
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut agent = Agent { cluster, process, log, probes: nowhere, metrics: nowhere, _home: home };
+        let mut agent =
+            Agent { cluster, process, log, port: 0, probes: nowhere, metrics: nowhere, _home: home };
         let serving = agent.until_logged("serving", 1).remove(0);
-        let address = |name: &str| serving[name].as_str().and_then(|text| text.parse().ok());
-        (agent.probes, agent.metrics) =
-            (address("probes").expect("probes"), address("metrics").expect("metrics"));
-        until("the agent is ready", || agent.readiness().status == 200);
+        let address = |name: &str| -> SocketAddr {
+            let first = serving[name].as_str().and_then(|addresses| addresses.split(',').next());
+            first.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{name}: {serving}"))
+        };
+        agent.port = address("credentials").port();
+        (agent.probes, agent.metrics) = (address("probes"), address("metrics"));
         agent
     }
 
+    /// The first key set is on its way, for one.
+    pub(crate) fn until_ready(&self) {
+        until("the agent is ready", || self.readiness().status == 200);
+    }
+
+    /// What it said of its attribution.
+    pub(crate) fn attribution(&self) -> Value {
+        self.until_logged("attribution", 1).remove(0)
+    }
+
     pub(crate) fn connect(&self, from: &Place) -> Client {
-        Client::connect(from, (CREDENTIALS_V4, 80).into())
+        Client::connect(from, (CREDENTIALS_V4, self.port).into())
     }
 
     /// Asks on a connection of its own.
@@ -176,7 +224,7 @@ impl<'a> Agent<'a> {
     }
 
     pub(crate) fn ask_over_ipv6(&self, from: &Place, token: &str) -> Answer {
-        Client::connect(from, (CREDENTIALS_V6, 80).into()).ask(token)
+        Client::connect(from, (CREDENTIALS_V6, self.port).into()).ask(token)
     }
 
     pub(crate) fn readiness(&self) -> Answer {

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -13,7 +14,9 @@ use loadtest::node::{CREDENTIALS_V4, CREDENTIALS_V6, Layout, Node, Place, Pod, P
 use podcred::attribute::cgroup::{Cgroups, PodCgroup};
 use podcred::attribute::probe::{Probe, ProbeConfig};
 use podcred::clock::Clock;
+use rustix::mount::{MountFlags, UnmountFlags};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tempfile::TempDir;
 use tokio::runtime::Builder;
 
 /// Nothing here takes this long unless it is broken, not even where an emulator runs the kernel.
@@ -171,6 +174,35 @@ pub(crate) fn config_for(node: &Node) -> ProbeConfig {
     ProbeConfig::new(node.kubepods().to_owned(), node.kubepods_level(), node.agent().cgroup().to_owned())
 }
 
+/// A bpf file system of a test's own; what is pinned there ends with it.
+pub(crate) struct Bpffs(TempDir);
+
+impl Bpffs {
+    pub(crate) fn mount() -> Bpffs {
+        let folder = tempfile::tempdir().expect("a folder");
+        rustix::mount::mount("bpf", folder.path(), "bpf", MountFlags::empty(), None)
+            .expect("a bpf file system");
+        Bpffs(folder)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// What an agent is told that is to pin there.
+    pub(crate) fn args(&self) -> [&str; 2] {
+        ["--pin", self.path().to_str().expect("a readable path")]
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::mount::unmount(self.path(), UnmountFlags::DETACH) {
+            eprintln!("{} stays mounted: {error}", self.path().display());
+        }
+    }
+}
+
 pub(crate) struct Listener {
     socket: TcpListener,
     pub(crate) address: SocketAddr,
@@ -251,6 +283,12 @@ pub(crate) fn connect(from: &Place, to: SocketAddr) -> TcpStream {
     let stream = stream.expect("a connection");
     stream.set_read_timeout(Some(BROKEN)).expect("a time-out");
     stream
+}
+
+/// Whether a connection to the agent is refused, as it is while there is none.
+pub(crate) fn refuses(from: &Place) -> bool {
+    let connected = from.run(|| TcpStream::connect((CREDENTIALS_V4, 80))).expect("a thread in the pod");
+    connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// A socket of TCP that is connected to nothing yet, made in this pod.

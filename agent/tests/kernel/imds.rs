@@ -6,8 +6,7 @@ use loadtest::node::{IMDS_V4, IMDS_V6, Place, Pod};
 use nix::errno::Errno;
 
 use crate::agent::{Agent, Cluster, NODE_NAME, SHOP, WEB, runs};
-use crate::harness::{BROKEN, until};
-use crate::site::Bpffs;
+use crate::harness::{BROKEN, Bpffs, until};
 
 const REFUSE: [&str; 2] = ["--imds", "refuse-pods"];
 const CONNECTS: &str = "podcred_pod_imds_connects_total";
@@ -101,7 +100,7 @@ fn exceptions_hold_while_the_agent_is_away_and_end_with_the_flag() {
     let api = cluster.api_server();
     runs(&api, &excepted, WEB, NODE_NAME);
     runs(&api, &other, SHOP, NODE_NAME);
-    let pinned = [REFUSE.as_slice(), &["--pin", bpffs.path().to_str().unwrap()]].concat();
+    let pinned = [REFUSE, bpffs.args()].concat();
     let excepting = |account| [&pinned[..], &["--imds-except", account]].concat();
 
     let agent = cluster.agent_that_watches(&api, &excepting("web/app"));

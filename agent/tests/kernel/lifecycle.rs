@@ -2,108 +2,99 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use loadtest::node::{Pod, PodSpec};
+use loadtest::node::Pod;
 use nix::sched::{CloneFlags, unshare};
 use podcred::attribute::probe::Probe;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
-use crate::harness::{config_for, until};
-use crate::site::{Agent, Bpffs, PORT, Site, get};
+use crate::agent::{Cluster, WEB};
+use crate::harness::{Bpffs, config_for, refuses, until};
 
 const ENFORCE: [&str; 2] = ["--verify", "enforce"];
 
 #[test]
 fn a_killed_agent_leaves_nothing_and_its_successor_enforces_again() {
-    let Some(site) = Site::new() else { return };
-    let (pod, token) = site.pod();
+    let Some(cluster) = Cluster::start() else { return };
+    let [pod] = cluster.pods();
+    let token = cluster.token_of(&pod, WEB);
     for _ in 0..2 {
-        let agent = site.agent(&ENFORCE);
-        agent.until_ready(&site);
-        assert_eq!(agent.attribution["source"], "probe");
-        assert_eq!(agent.ask(&pod, &token).0, 200);
+        let agent = cluster.agent(&ENFORCE);
+        assert_eq!(agent.attribution()["source"], "probe");
+        agent.ask(&pod, &token).assert_credentials();
         // Nothing is remembered of the attempts that found nobody.
-        assert_eq!(agent.metric(&site, "podcred_connects_total", "\"refused\""), 0.0);
-        let address = agent.credentials;
-        agent.kill();
-        assert_eq!(get(&pod, address, "/", "").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(agent.count("podcred_connects_total", "refused"), 0.0);
+        drop(agent);
+        assert!(refuses(&pod));
     }
 }
 
 #[test]
 fn with_pins_the_successor_knows_who_was_refused_meanwhile() {
-    let Some(site) = Site::new() else { return };
+    let Some(cluster) = Cluster::start() else { return };
     let bpffs = Bpffs::mount();
-    let (pod, token) = site.pod();
-    let pinned = pinned(&bpffs);
-    let agent = site.agent(&[&ENFORCE[..], &pinned_args(&pinned)].concat());
-    agent.until_ready(&site);
-    assert_eq!(agent.ask(&pod, &token).0, 200);
-    let address = agent.credentials;
-    agent.kill();
+    let [pod] = cluster.pods();
+    let token = cluster.token_of(&pod, WEB);
+    let args = [ENFORCE, bpffs.args()].concat();
+    let agent = cluster.agent(&args);
+    agent.ask(&pod, &token).assert_credentials();
+    drop(agent);
     for _ in 0..3 {
-        assert_eq!(get(&pod, address, "/", "").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(refuses(&pod));
     }
-    let agent = site.agent(&[&ENFORCE[..], &pinned_args(&pinned)].concat());
-    agent.until_ready(&site);
-    assert_eq!(agent.ask(&pod, &token).0, 200);
-    assert_eq!(agent.metric(&site, "podcred_connects_total", "\"refused\""), 3.0);
+    let agent = cluster.agent(&args);
+    agent.ask(&pod, &token).assert_credentials();
+    assert_eq!(agent.count("podcred_connects_total", "refused"), 3.0);
 }
 
 /// As while a DaemonSet rolls out, or by mistake.
 #[test]
 fn two_agents_at_once_both_enforce_with_and_without_pins() {
-    let Some(site) = Site::new() else { return };
+    let Some(cluster) = Cluster::start() else { return };
     let bpffs = Bpffs::mount();
-    let pinned = pinned(&bpffs);
-    let (pod, token) = site.pod();
-    let other_port = (PORT + 1).to_string();
-    for pins in [vec![], pinned_args(&pinned)] {
-        let older = site.agent(&[&ENFORCE[..], &pins].concat());
-        let younger = site.agent(&[&ENFORCE[..], &["--port", &other_port], &pins].concat());
+    let [pod] = cluster.pods();
+    let token = cluster.token_of(&pod, WEB);
+    for pins in [&[][..], &bpffs.args()] {
+        let older = cluster.agent(&[&ENFORCE[..], pins].concat());
+        let younger = cluster.agent(&[&ENFORCE[..], &["--port", "81"], pins].concat());
         for agent in [&older, &younger] {
-            agent.until_ready(&site);
-            assert_eq!(agent.ask(&pod, &token).0, 200);
+            agent.ask(&pod, &token).assert_credentials();
         }
-        older.kill();
-        assert_eq!(younger.ask(&pod, &token).0, 200);
+        drop(older);
+        younger.ask(&pod, &token).assert_credentials();
     }
 }
 
 /// With the pins somebody else holds the very links that the agent does.
 #[test]
 fn links_that_somebody_else_detaches_are_attached_again() {
-    let Some(site) = Site::new() else { return };
+    let Some(cluster) = Cluster::start() else { return };
     let bpffs = Bpffs::mount();
-    let pinned = pinned(&bpffs);
-    let (pod, token) = site.pod();
-    let agent = site.agent(&[&ENFORCE[..], &pinned_args(&pinned)].concat());
-    agent.until_ready(&site);
+    let [pod] = cluster.pods();
+    let token = cluster.token_of(&pod, WEB);
+    let agent = cluster.agent(&[ENFORCE, bpffs.args()].concat());
     let somebody = {
-        let mut config = config_for(&site.node);
-        config.pins = Some(PathBuf::from(&pinned));
+        let mut config = config_for(&cluster.node);
+        config.pins = Some(bpffs.path().to_owned());
         Probe::load(&config).expect("the same pins")
     };
     somebody.detach().expect("links can be detached");
-    assert_ne!(agent.ask(&pod, &token).0, 200, "nobody is served whom the kernel does not know");
+    assert_ne!(agent.ask(&pod, &token).status, 200, "nobody is served whom the kernel does not know");
 
-    agent.event("probe_reattached");
-    until("callers are known again", || agent.ask(&pod, &token).0 == 200);
-    assert!(agent.metric(&site, "podcred_probe_links_mended_total", "") > 0.0);
+    agent.until_logged("probe_reattached", 1);
+    until("callers are known again", || agent.ask(&pod, &token).status == 200);
+    assert!(agent.metric("podcred_probe_links_mended_total", &[]).unwrap() > 0.0);
 }
 
 /// Without CAP_SYS_ADMIN the agent sees its own network namespace alone, so this is a hostNetwork pod.
 #[test]
 fn without_bpf_the_table_of_sockets_stands_in_for_audit() {
-    let Some(site) = Site::new() else { return };
-    let pod = site.node.pod(PodSpec::default().host_network()).unwrap();
-    let mount = site.node.cgroup_mount().to_str().unwrap();
-    let kubepods = site.node.kubepods().to_str().unwrap();
-    let place = ["--cgroup-root", mount, "--kubepods-cgroup", kubepods];
-    degraded(&site, &pod, "inet_diag", &place, || {
+    let Some(cluster) = Cluster::start() else { return };
+    let pod = cluster.host_network_pod();
+    degraded(&cluster, &pod, "inet_diag", &cluster.cgroups(), || {
         for capability in [CapabilitySet::BPF, CapabilitySet::SYS_ADMIN, CapabilitySet::NET_ADMIN] {
             remove_capability_from_bounding_set(capability)?;
         }
@@ -114,13 +105,13 @@ fn without_bpf_the_table_of_sockets_stands_in_for_audit() {
 /// What a container gets that mounts cgroups itself: its own part of the hierarchy, which looks whole.
 #[test]
 fn a_cgroup_mount_of_a_private_namespace_is_refused() {
-    let Some(site) = Site::new() else { return };
-    let (pod, _) = site.pod();
+    let Some(cluster) = Cluster::start() else { return };
+    let [pod] = cluster.pods();
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().to_owned();
-    let attribution =
-        degraded(&site, &pod, "none", &["--cgroup-root", root.to_str().unwrap()], || mount_privately(&root));
-    assert!(attribution.contains("/sys/fs/cgroup") && attribution.contains("hostPath"), "{attribution}");
+    let place = ["--cgroup-root", root.to_str().unwrap()];
+    let problem = degraded(&cluster, &pod, "none", &place, || mount_privately(&root));
+    assert!(problem.contains("/sys/fs/cgroup") && problem.contains("hostPath"), "{problem}");
 }
 
 /// In a mount namespace of the calling thread's own, which its children inherit.
@@ -132,55 +123,48 @@ fn mount_privately(at: &Path) -> io::Result<()> {
 
 #[test]
 fn with_cgroup_v1_alone_the_nodes_proc_tells_the_pod() {
-    let Some(site) = Site::alone() else { return };
+    let Some(cluster) = Cluster::alone() else { return };
     let Some(hierarchy) = v1_hierarchy() else {
         eprintln!("left out: no cgroup of version 1 is mounted here");
         return;
     };
-    let (pod, _) = site.pod();
+    let [pod] = cluster.pods();
     // The process that connects is this one, so this one moves.
     let _moved = InV1::enter(&hierarchy, pod.uid(), pod.container_id());
     let kubepods = format!("{}/kubepods", InV1::name());
     let root = hierarchy.to_str().unwrap();
     let place = ["--cgroup-root", root, "--kubepods-cgroup", &kubepods];
-    degraded(&site, &pod, "proc", &place, || Ok(()));
+    degraded(&cluster, &pod, "proc", &place, || Ok(()));
 }
 
 /// In audit every pod is served and the readiness tells why callers are known no better, by this source; in enforce
 /// nobody is. Gives the reason.
 fn degraded(
-    site: &Site,
+    cluster: &Cluster,
     pod: &Pod,
     source: &str,
     place: &[&str],
     prepare: impl Fn() -> io::Result<()> + Sync,
 ) -> String {
-    let token = site.token_of(pod);
-    let agent = site.agent_after(&[&["--verify", "audit"], place].concat(), &prepare);
-    agent.until_ready(site);
-    assert_eq!(agent.attribution["source"], source, "{}", agent.attribution);
-    assert_eq!(agent.metric(site, "podcred_attribution", &format!("\"{source}\"")), 1.0);
-    assert_eq!(agent.ask(pod, &token).0, 200);
-    let problem = agent.attribution["problem"].as_str().expect("a reason").to_owned();
-    assert!(agent.readiness(site).1.contains("degraded"), "{:?}", agent.readiness(site));
-    let known = agent.metric(site, "podcred_connections_attributed_total", "\"pod\"");
+    let token = cluster.token_of(pod, WEB);
+    let agent = cluster.agent_after(&[&["--verify", "audit"], place].concat(), &prepare);
+    agent.until_ready();
+    let attribution = agent.attribution();
+    assert_eq!(attribution["source"], source, "{attribution}");
+    assert_eq!(agent.metric("podcred_attribution", &[("source", source)]), Some(1.0));
+    agent.ask(pod, &token).assert_credentials();
+    let problem = attribution["problem"].as_str().expect("a reason").to_owned();
+    assert!(agent.readiness().body.contains("degraded"), "{:?}", agent.readiness());
+    let known = agent.count("podcred_connections_attributed_total", "pod");
     assert_eq!(known > 0.0, source != "none", "{known} connections were attributed");
     drop(agent);
 
-    let agent: Agent = site.agent_after(&[&ENFORCE[..], place].concat(), &prepare);
-    let (status, body) = agent.ask(pod, &token);
-    assert_eq!(status, 503, "{body}");
-    assert!(body.contains("podcred doctor"), "{body}");
-    assert_eq!(agent.readiness(site).0, 503);
+    let agent = cluster.agent_after(&[&ENFORCE[..], place].concat(), &prepare);
+    let answer = agent.ask(pod, &token);
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.body.contains("podcred doctor"), "{answer:?}");
+    assert_eq!(agent.readiness().status, 503);
     problem
-}
-
-fn pinned(bpffs: &Bpffs) -> String {
-    bpffs.path().join("podcred").to_str().expect("a readable path").to_owned()
-}
-
-fn pinned_args(folder: &str) -> Vec<&str> {
-    vec!["--pin", folder]
 }
 
 /// A hierarchy of version 1 that is mounted here and has a controller.

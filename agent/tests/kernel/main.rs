@@ -16,5 +16,4 @@ mod limits;
 mod load;
 mod pod_metrics;
 mod proxies;
-mod site;
 mod verify;

@@ -1,14 +1,12 @@
 //! What /metrics says of each pod.
 
 use std::io::{ErrorKind, Write};
-use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
-use loadtest::node::{CREDENTIALS_V4, Place, Pod};
+use loadtest::node::Pod;
 
 use crate::agent::{Agent, Cluster, WEB, name_of, sample, token_for};
-use crate::harness::until;
-use crate::site::Bpffs;
+use crate::harness::{Bpffs, refuses, until};
 
 const FAMILIES: [&str; 5] = [
     "podcred_pod_connections",
@@ -20,11 +18,6 @@ const FAMILIES: [&str; 5] = [
 
 fn of(agent: &Agent<'_>, family: &str, pod: &Pod, more: &[(&str, &str)]) -> Option<f64> {
     agent.metric(family, &[&[("pod_uid", pod.uid())], more].concat())
-}
-
-fn fails(from: &Place) -> ErrorKind {
-    let connect = from.run(|| TcpStream::connect((CREDENTIALS_V4, 80)));
-    connect.unwrap().unwrap_err().kind()
 }
 
 #[test]
@@ -68,12 +61,11 @@ fn connects_while_no_agent_is_there_are_counted_where_the_programs_are_pinned() 
     let Some(cluster) = Cluster::start() else { return };
     let [pod] = cluster.pods();
     let bpffs = Bpffs::mount();
-    let args = ["--pin", bpffs.path().to_str().unwrap()];
-    drop(cluster.agent(&args));
+    drop(cluster.agent(&bpffs.args()));
     for _ in 0..3 {
-        assert_eq!(fails(&pod), ErrorKind::ConnectionRefused);
+        assert!(refuses(&pod));
     }
-    let agent = cluster.agent(&args);
+    let agent = cluster.agent(&bpffs.args());
     agent.ask(&pod, &cluster.token_of(&pod, WEB)).assert_credentials();
     let connects = |result| of(&agent, "podcred_pod_connects_total", &pod, &[("result", result)]);
     assert_eq!((connects("refused"), connects("established")), (Some(3.0), Some(1.0)));
