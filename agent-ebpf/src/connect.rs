@@ -1,18 +1,23 @@
 //! Inside connect(): who calls, and may it?
 
-use agent_ebpf::{Destination, Kind, Lost, NAMESPACES_PER_GROUP, Settings, caller_flags, settings_flags};
+use agent_ebpf::{
+    Counters, Destination, Kind, Lost, NAMESPACES_PER_GROUP, SOCKETS_PER_GROUP, Settings, caller_flags,
+    settings_flags,
+};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock};
 use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
     bpf_get_netns_cookie, bpf_ktime_get_boot_ns,
 };
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use aya_log_ebpf::debug;
 
-use crate::group::{add, count, counters};
-use crate::maps::{CALLER, DESTINATIONS, IMDS_ALLOWED, NAMESPACES, SETTINGS, lost};
+use crate::group::{add, count, counters, subtract};
+use crate::maps::{
+    CALLER, COUNTERS, Client, DESTINATIONS, IMDS_ALLOWED, NAMESPACES, SETTINGS, WATCHED, lost,
+};
 
 const ALLOW: i32 = 1;
 /// connect() fails with EPERM.
@@ -75,6 +80,9 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
         return ALLOW;
     }
     let destination = Destination { address, port: call.port };
+    if WATCHED.get(destination.place()).is_none_or(|watched| *watched == 0) {
+        return ALLOW;
+    }
     // SAFETY: the agent alone writes this map, and never removes a destination.
     let Some(&kind) = (unsafe { DESTINATIONS.get(destination) }) else { return ALLOW };
     let Some(settings) = SETTINGS.get(0) else { return ALLOW };
@@ -114,7 +122,7 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
         }
     }
 
-    let client = CALLER.get_or_create(call.socket, core::ptr::null());
+    let client = client(call.socket, group, counters);
     if client.is_null() {
         return ALLOW;
     }
@@ -129,6 +137,53 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
         (*client).caller.flags = flags;
     }
     ALLOW
+}
+
+/// The socket's entry in CALLER. Null: no memory, or the group has its share.
+#[inline(always)]
+fn client(socket: *mut bpf_sock, group: u64, counters: *mut Counters) -> *mut Client {
+    let client = CALLER.get(socket);
+    if !client.is_null() || counters.is_null() {
+        // Without counters there is no count: COUNTERS is full of pods then, and nobody's doing.
+        return if client.is_null() { CALLER.get_or_create(socket, core::ptr::null()) } else { client };
+    }
+    // SAFETY: not null, hence a whole element of COUNTERS.
+    if unsafe { (*counters).sockets } >= SOCKETS_PER_GROUP {
+        count!(counters, over_share);
+        return client;
+    }
+    let client = CALLER.get_or_create(socket, core::ptr::null());
+    if !client.is_null() {
+        // SAFETY: a whole `Client`; the socket is locked by this connect().
+        unsafe { (*client).holder = group };
+        count!(counters, sockets);
+    }
+    client
+}
+
+/// A socket is closed: by its last owner, not by its peer. The program may not delete the entry, which ends with the socket,
+/// at the latest when the kernel gives up an answer to its FIN; the kernel bounds the number of such sockets.
+#[cgroup_sock(sock_release)]
+pub(crate) fn release(ctx: SockContext) -> i32 {
+    let client = CALLER.get(ctx.sock);
+    if !client.is_null() {
+        no_longer_counted(client);
+    }
+    ALLOW
+}
+
+/// Only while a descriptor of the socket is in use, or when the last one goes: so it is done once.
+#[inline(always)]
+pub(crate) fn no_longer_counted(client: *mut Client) {
+    // SAFETY: a whole `Client`.
+    let holder = unsafe { core::mem::replace(&mut (*client).holder, 0) };
+    // The numbers of a group that is gone are not made anew.
+    if holder != 0
+        && let Some(counters) = COUNTERS.get_ptr_mut(holder)
+    {
+        // SAFETY: a whole element of COUNTERS.
+        subtract(unsafe { &raw mut (*counters).sockets }, 1);
+    }
 }
 
 /// The id of the caller's ancestor cgroup so many levels below kubepods; 0 where it is not that deep.
@@ -148,7 +203,7 @@ fn imds_is_allowed(settings: &Settings, cgroup_id: u64, group: u64) -> bool {
 /// Notes whose namespace this is. The first one is right: a node proxy that connects from inside it does so because the
 /// pod did before.
 #[inline(always)]
-fn learn(netns: u64, group: u64, counters: *mut agent_ebpf::Counters) {
+fn learn(netns: u64, group: u64, counters: *mut Counters) {
     if NAMESPACES.get_ptr(netns).is_some() {
         return;
     }

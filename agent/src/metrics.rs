@@ -389,7 +389,7 @@ impl Metrics {
             ("established", node.established),
             ("refused", node.refused),
             ("timed_out", node.timed_out),
-            ("unattributed", node.pending_full),
+            ("unattributed", node.over_share),
         ] {
             catch_up(&self.connects.with_label_values(&[result]), total);
         }

@@ -153,7 +153,7 @@ fn connects(counters: &Counters, to: &mut Metrics) {
     to.count(&[("result", "established")], counters.established);
     to.count(&[("result", "refused")], counters.refused);
     to.count(&[("result", "timed_out")], counters.timed_out);
-    to.count(&[("result", "unattributed")], counters.pending_full);
+    to.count(&[("result", "unattributed")], counters.over_share);
 }
 
 fn imds(counters: &Counters, to: &mut Metrics) {

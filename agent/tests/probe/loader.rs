@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use agent_ebpf::SOCKETS_PER_GROUP;
 use podcred::attribute::probe::{Counters, Kind, Probe, ProbeConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -159,6 +160,38 @@ fn a_socket_that_goes_elsewhere_after_it_was_ours_counts_no_more() {
     });
     let after = counters(&probe, node.id(POD));
     assert_eq!((after.connects, after.established, after.refused), (1, 1, 0));
+    assert_eq!(after.sockets, 0);
+}
+
+/// The kernel charges the agent for what is written on each.
+#[test]
+fn one_pod_can_have_no_more_than_its_share_of_sockets() {
+    let Some(node) = Node::new() else { return };
+    let probe = node.load();
+    let marked = listener(&probe, V4);
+    let (_silent, nobody) = bound(V4);
+    probe.watch(nobody, Kind::Credentials).unwrap();
+    let pod = node.id(POD);
+    let held = node.inside(CONTAINER, || {
+        let refused = |_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.connect(&nobody.into()).unwrap_err();
+            socket.connect(&nobody.into()).unwrap_err();
+            socket
+        };
+        (0..SOCKETS_PER_GROUP + 6).map(refused).collect::<Vec<_>>()
+    });
+    let full = counters(&probe, pod);
+    assert_eq!((full.sockets, full.over_share), (SOCKETS_PER_GROUP, 2 * 6), "each counts once");
+    assert_eq!(attributed_to(&node, &probe, &marked), None);
+
+    let _neighbour = node.inside(OTHER, || TcpStream::connect(marked.1).unwrap());
+    let (accepted, _) = marked.0.accept().unwrap();
+    assert_eq!(probe.caller(&accepted).unwrap().unwrap().cgroup_id, node.id(OTHER), "others have their own");
+
+    drop(held);
+    assert_eq!(counters(&probe, pod).sockets, 0);
+    assert_eq!(attributed_to(&node, &probe, &marked), Some(node.id(CONTAINER)));
 }
 
 #[test]
@@ -173,7 +206,7 @@ fn one_pod_can_have_no_more_than_its_share_of_pending_connections() {
     let pod = node.id(POD);
     let held: Vec<_> =
         node.inside(CONTAINER, || (0..70).map(|_| TcpStream::connect(address).unwrap()).collect());
-    assert_eq!(counters(&probe, pod).pending_full, 70 - 64);
+    assert_eq!(counters(&probe, pod).over_share, 70 - 64);
 
     let _neighbour = node.inside(OTHER, || TcpStream::connect(marked.1).unwrap());
     let (accepted, _) = marked.0.accept().unwrap();

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, SockOps};
 
 use super::pins::{Locked, Pins};
 use super::sys::{self, Hook};
@@ -42,6 +42,7 @@ impl Attachments {
         pins: Option<&Locked<'_>>,
     ) -> Result<Attachments, ProbeError> {
         let handshake = load_sock_ops(object, "handshake")?;
+        let release = load_release(object, "release")?;
         let connect4 = load_connect(object, "connect4")?;
         let connect6 = load_connect(object, "connect6")?;
         let mut places = Vec::new();
@@ -49,7 +50,8 @@ impl Attachments {
             let code = handshake.try_clone().map_err(|error| no_descriptor("handshake", error))?;
             places.push(Place::new("handshake", Hook::SockOps, cgroup, code));
         }
-        // Last: what these write down is for the other one.
+        places.push(Place::new("release", Hook::SocketRelease, &config.kubepods, release));
+        // Last: what these write down is for the others.
         places.push(Place::new("connect4", Hook::Connect4, &config.kubepods, connect4));
         places.push(Place::new("connect6", Hook::Connect6, &config.kubepods, connect6));
 
@@ -181,6 +183,13 @@ fn load_sock_ops(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, Probe
 
 fn load_connect(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, ProbeError> {
     let program: &mut CgroupSockAddr =
+        program(object, name)?.try_into().map_err(|error| ProbeError::program(name, error))?;
+    program.load().map_err(|error| ProbeError::program(name, error))?;
+    duplicate(name, program.fd())
+}
+
+fn load_release(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, ProbeError> {
+    let program: &mut CgroupSock =
         program(object, name)?.try_into().map_err(|error| ProbeError::program(name, error))?;
     program.load().map_err(|error| ProbeError::program(name, error))?;
     duplicate(name, program.fd())

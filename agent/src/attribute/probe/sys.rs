@@ -18,6 +18,7 @@ pub(super) enum Hook {
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,
+    SocketRelease = 34,
 }
 
 #[derive(Clone, Copy, Debug)]
