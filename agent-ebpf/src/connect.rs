@@ -14,7 +14,7 @@ use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SockAddrContext, SockContext};
 use aya_log_ebpf::debug;
 
-use crate::group::{add, count, counters, subtract};
+use crate::group::{add, count, counters};
 use crate::maps::{
     CALLER, COUNTERS, Client, DESTINATIONS, IMDS_ALLOWED, NAMESPACES, SETTINGS, WATCHED, lost,
 };
@@ -24,6 +24,9 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
 const TCP: u32 = 6;
+
+/// To an addition that wraps.
+const MINUS_ONE: u64 = u64::MAX;
 
 /// The third word of a v4-mapped address.
 pub(crate) const MAPPED: u32 = 0xffff_u32.to_be();
@@ -147,6 +150,7 @@ fn client(socket: *mut bpf_sock, group: u64, counters: *mut Counters) -> *mut Cl
         // Without counters there is no count: COUNTERS is full of pods then, and nobody's doing.
         return if client.is_null() { CALLER.get_or_create(socket, core::ptr::null()) } else { client };
     }
+    // Signed, because a number that falls twice for one socket must not lock its pod out, see `no_longer_counted`.
     // SAFETY: not null, hence a whole element of COUNTERS.
     if unsafe { (*counters).sockets } >= SOCKETS_PER_GROUP {
         count!(counters, over_share);
@@ -154,15 +158,19 @@ fn client(socket: *mut bpf_sock, group: u64, counters: *mut Counters) -> *mut Cl
     }
     let client = CALLER.get_or_create(socket, core::ptr::null());
     if !client.is_null() {
-        // SAFETY: a whole `Client`; the socket is locked by this connect().
-        unsafe { (*client).holder = group };
-        count!(counters, sockets);
+        // SAFETY: a whole `Client`, whose socket is locked by this connect(), and a whole element of COUNTERS.
+        let sockets = unsafe {
+            (*client).holder = group;
+            &raw mut (*counters).sockets
+        };
+        add(sockets.cast(), 1);
     }
     client
 }
 
-/// A socket is closed: by its last owner, not by its peer. The program may not delete the entry, which ends with the socket,
-/// at the latest when the kernel gives up an answer to its FIN; the kernel bounds the number of such sockets.
+/// The last descriptor of a socket is closed. The entry stays until the connection is over: this kind of program may not delete
+/// it. So a pod can have more of them than its share, by connections that it closes and whose peer keeps silent, which the
+/// kernel bounds itself (tcp_max_orphans).
 #[cgroup_sock(sock_release)]
 pub(crate) fn release(ctx: SockContext) -> i32 {
     let client = CALLER.get(ctx.sock);
@@ -172,7 +180,10 @@ pub(crate) fn release(ctx: SockContext) -> i32 {
     ALLOW
 }
 
-/// Only while a descriptor of the socket is in use, or when the last one goes: so it is done once.
+/// For each socket once: at the end of its connection (which the sockets of MPTCP's subflows have alone: nobody ever had a
+/// descriptor of them), else when it is closed (which sockets have that found no route, and so no connection began). When an
+/// RST comes in the very nanoseconds of close(), both may see a holder, and one socket more is possible from then on; kernels
+/// before 5.12 have no exchange for it.
 #[inline(always)]
 pub(crate) fn no_longer_counted(client: *mut Client) {
     // SAFETY: a whole `Client`.
@@ -182,7 +193,8 @@ pub(crate) fn no_longer_counted(client: *mut Client) {
         && let Some(counters) = COUNTERS.get_ptr_mut(holder)
     {
         // SAFETY: a whole element of COUNTERS.
-        subtract(unsafe { &raw mut (*counters).sockets }, 1);
+        let sockets = unsafe { &raw mut (*counters).sockets };
+        add(sockets.cast(), MINUS_ONE);
     }
 }
 

@@ -16,12 +16,6 @@ pub(crate) fn add(number: *mut u64, by: u64) {
     unsafe { asm!("lock *(u64 *)({number} + 0) += {by}", number = in(reg) number, by = in(reg) by) };
 }
 
-/// As [`add`]: the kernel knows no other form.
-#[inline(always)]
-pub(crate) fn subtract(number: *mut u64, less: u64) {
-    add(number, less.wrapping_neg());
-}
-
 /// The group's numbers, made where there are none; null (and counted) where there is no room.
 #[inline(always)]
 pub(crate) fn counters(group: u64) -> *mut Counters {

@@ -56,7 +56,7 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
             } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
                 client_established(&ctx, client);
             } else {
-                client_changes(ops, client);
+                client_changes(ops, socket, client);
             }
         }
     }
@@ -177,7 +177,7 @@ fn server_established(ctx: &SockOpsContext, socket: *mut bpf_sock) {
 
 /// The client's socket has changed its state.
 #[inline(always)]
-fn client_changes(ops: *mut bpf_sock_ops, client: *mut Client) {
+fn client_changes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
     let old = read!(ops.__bindgen_anon_1.args[0]);
     let new = read!(ops.__bindgen_anon_1.args[1]);
     let segments_in = read!(ops.segs_in);
@@ -207,6 +207,8 @@ fn client_changes(ops: *mut bpf_sock_ops, client: *mut Client) {
             free_slot(group, slot_and_one - 1, since);
         }
     }
+    no_longer_counted(client);
+    CALLER.delete(socket);
 }
 
 #[inline(always)]

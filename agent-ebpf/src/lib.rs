@@ -96,9 +96,9 @@ pub struct Pending {
 /// these are handshakes held back on purpose, or a listener whose queue is full.
 pub const PENDING_PER_GROUP: usize = 64;
 
-/// How many sockets of one group may have called connect() to a destination and still be open. The kernel charges what is
+/// How many open sockets of one group may be connected, or be connecting, to a destination. The kernel charges what is
 /// written on a socket to whoever made the map, which is the agent: about 400 bytes each.
-pub const SOCKETS_PER_GROUP: u64 = 1_024;
+pub const SOCKETS_PER_GROUP: i64 = 1_024;
 
 /// After this time a pending connection is given up, in nanoseconds.
 pub const PENDING_FOR: u64 = 30_000_000_000;
@@ -145,7 +145,7 @@ pub struct Counters {
     /// Network namespaces learned, see [`NAMESPACES_PER_GROUP`].
     pub namespaces: u64,
     /// Sockets that have an entry in CALLER now, see [`SOCKETS_PER_GROUP`]. The one number that also falls.
-    pub sockets: u64,
+    pub sockets: i64,
     /// From connect() until the client's side is established, in nanoseconds.
     pub latency_sum: u64,
     /// Not cumulative.
