@@ -1,24 +1,32 @@
 //! Inside connect(): who calls, and may it?
 
-use agent_ebpf::{Destination, Kind, Lost, NAMESPACES_PER_GROUP, Settings, caller_flags, settings_flags};
+use agent_ebpf::{
+    Counters, Destination, Kind, Lost, NAMESPACES_PER_GROUP, SOCKETS_PER_GROUP, Settings, caller_flags,
+    settings_flags,
+};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_sock};
 use aya_ebpf::helpers::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_pid_tgid,
     bpf_get_netns_cookie, bpf_ktime_get_boot_ns,
 };
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use aya_log_ebpf::debug;
 
 use crate::group::{add, count, counters};
-use crate::maps::{CALLER, DESTINATIONS, IMDS_ALLOWED, NAMESPACES, SETTINGS, lost};
+use crate::maps::{
+    CALLER, COUNTERS, Client, DESTINATIONS, IMDS_ALLOWED, NAMESPACES, SETTINGS, WATCHED, lost,
+};
 
 const ALLOW: i32 = 1;
 /// connect() fails with EPERM.
 const REFUSE: i32 = 0;
 
 const TCP: u32 = 6;
+
+/// To an addition that wraps.
+const MINUS_ONE: u64 = u64::MAX;
 
 /// The third word of a v4-mapped address.
 pub(crate) const MAPPED: u32 = 0xffff_u32.to_be();
@@ -75,6 +83,9 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
         return ALLOW;
     }
     let destination = Destination { address, port: call.port };
+    if WATCHED.get(destination.place()).is_none_or(|watched| *watched == 0) {
+        return ALLOW;
+    }
     // SAFETY: the agent alone writes this map, and never removes a destination.
     let Some(&kind) = (unsafe { DESTINATIONS.get(destination) }) else { return ALLOW };
     let Some(settings) = SETTINGS.get(0) else { return ALLOW };
@@ -114,7 +125,7 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
         }
     }
 
-    let client = CALLER.get_or_create(call.socket, core::ptr::null());
+    let client = client(call.socket, group, counters);
     if client.is_null() {
         return ALLOW;
     }
@@ -129,6 +140,62 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
         (*client).caller.flags = flags;
     }
     ALLOW
+}
+
+/// The socket's entry in CALLER. Null: no memory, or the group has its share.
+#[inline(always)]
+fn client(socket: *mut bpf_sock, group: u64, counters: *mut Counters) -> *mut Client {
+    let client = CALLER.get(socket);
+    if !client.is_null() || counters.is_null() {
+        // Without counters there is no count: COUNTERS is full of pods then, and nobody's doing.
+        return if client.is_null() { CALLER.get_or_create(socket, core::ptr::null()) } else { client };
+    }
+    // Signed, because a number that falls twice for one socket must not lock its pod out, see `no_longer_counted`.
+    // SAFETY: not null, hence a whole element of COUNTERS.
+    if unsafe { (*counters).sockets } >= SOCKETS_PER_GROUP {
+        count!(counters, over_share);
+        return client;
+    }
+    let client = CALLER.get_or_create(socket, core::ptr::null());
+    if !client.is_null() {
+        // SAFETY: a whole `Client`, whose socket is locked by this connect(), and a whole element of COUNTERS.
+        let sockets = unsafe {
+            (*client).holder = group;
+            &raw mut (*counters).sockets
+        };
+        add(sockets.cast(), 1);
+    }
+    client
+}
+
+/// The last descriptor of a socket is closed. The entry stays until the connection is over: this kind of program may not delete
+/// it. So a pod can have more of them than its share, by connections that it closes and whose peer keeps silent, which the
+/// kernel bounds itself (tcp_max_orphans).
+#[cgroup_sock(sock_release)]
+pub(crate) fn release(ctx: SockContext) -> i32 {
+    let client = CALLER.get(ctx.sock);
+    if !client.is_null() {
+        no_longer_counted(client);
+    }
+    ALLOW
+}
+
+/// For each socket once: at the end of its connection (which the sockets of MPTCP's subflows have alone: nobody ever had a
+/// descriptor of them), else when it is closed (which sockets have that found no route, and so no connection began). When an
+/// RST comes in the very nanoseconds of close(), both may see a holder, and one socket more is possible from then on; kernels
+/// before 5.12 have no exchange for it.
+#[inline(always)]
+pub(crate) fn no_longer_counted(client: *mut Client) {
+    // SAFETY: a whole `Client`.
+    let holder = unsafe { core::mem::replace(&mut (*client).holder, 0) };
+    // The numbers of a group that is gone are not made anew.
+    if holder != 0
+        && let Some(counters) = COUNTERS.get_ptr_mut(holder)
+    {
+        // SAFETY: a whole element of COUNTERS.
+        let sockets = unsafe { &raw mut (*counters).sockets };
+        add(sockets.cast(), MINUS_ONE);
+    }
 }
 
 /// The id of the caller's ancestor cgroup so many levels below kubepods; 0 where it is not that deep.
@@ -148,7 +215,7 @@ fn imds_is_allowed(settings: &Settings, cgroup_id: u64, group: u64) -> bool {
 /// Notes whose namespace this is. The first one is right: a node proxy that connects from inside it does so because the
 /// pod did before.
 #[inline(always)]
-fn learn(netns: u64, group: u64, counters: *mut agent_ebpf::Counters) {
+fn learn(netns: u64, group: u64, counters: *mut Counters) {
     if NAMESPACES.get_ptr(netns).is_some() {
         return;
     }

@@ -13,7 +13,7 @@ use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 
-use crate::connect::MAPPED;
+use crate::connect::{MAPPED, no_longer_counted};
 use crate::group::{add, count, counters, free_slot, take_slot};
 use crate::maps::{ATTRIBUTED, CALLER, Client, DESTINATIONS, MARKER, PENDING, SETTINGS, lost};
 
@@ -52,11 +52,11 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
         let client = CALLER.get(socket);
         if !client.is_null() {
             if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-                client_connects(ops, socket);
+                client_connects(ops, socket, client);
             } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
                 client_established(&ctx, client);
             } else {
-                client_changes(ops, client);
+                client_changes(ops, socket, client);
             }
         }
     }
@@ -65,11 +65,12 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
 
 /// The client is about to send its SYN.
 #[inline(always)]
-fn client_connects(ops: *mut bpf_sock_ops, socket: *mut bpf_sock) {
+fn client_connects(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
     let flags = read!(ops.bpf_sock_ops_cb_flags);
     let ends = Ends::read(ops);
     // A socket that was connected to us, disconnected (AF_UNSPEC) and goes elsewhere now.
     if DESTINATIONS.get_ptr(Destination { address: ends.remote, port: ends.remote_port }).is_none() {
+        no_longer_counted(client);
         CALLER.delete(socket);
         return;
     }
@@ -107,7 +108,7 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
     }
 
     let Some(slot) = take_slot(caller.group, now) else {
-        count!(counters, pending_full);
+        count!(counters, over_share);
         if logs() {
             debug!(ctx, "cgroup {}: too many connections pending, one is not attributed", caller.cgroup_id);
         }
@@ -176,7 +177,7 @@ fn server_established(ctx: &SockOpsContext, socket: *mut bpf_sock) {
 
 /// The client's socket has changed its state.
 #[inline(always)]
-fn client_changes(ops: *mut bpf_sock_ops, client: *mut Client) {
+fn client_changes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
     let old = read!(ops.__bindgen_anon_1.args[0]);
     let new = read!(ops.__bindgen_anon_1.args[1]);
     let segments_in = read!(ops.segs_in);
@@ -206,6 +207,8 @@ fn client_changes(ops: *mut bpf_sock_ops, client: *mut Client) {
             free_slot(group, slot_and_one - 1, since);
         }
     }
+    no_longer_counted(client);
+    CALLER.delete(socket);
 }
 
 #[inline(always)]

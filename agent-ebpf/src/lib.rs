@@ -24,6 +24,18 @@ pub struct Destination {
     pub port: u32,
 }
 
+impl Destination {
+    /// Its place in WATCHED. Of the last word and the port, in which destinations differ.
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        const GOLDEN_RATIO: u32 = 0x9e37_79b1;
+        (self.address[3] ^ self.port).wrapping_mul(GOLDEN_RATIO) >> (u32::BITS - WATCHED.ilog2())
+    }
+}
+
+/// Places of WATCHED. A power of two, so many that few destinations of others share one with ours.
+pub const WATCHED: u32 = 256;
+
 /// Who called connect(), as it was inside that call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -84,6 +96,10 @@ pub struct Pending {
 /// these are handshakes held back on purpose, or a listener whose queue is full.
 pub const PENDING_PER_GROUP: usize = 64;
 
+/// How many open sockets of one group may be connected, or be connecting, to a destination. The kernel charges what is
+/// written on a socket to whoever made the map, which is the agent: about 400 bytes each.
+pub const SOCKETS_PER_GROUP: i64 = 1_024;
+
 /// After this time a pending connection is given up, in nanoseconds.
 pub const PENDING_FOR: u64 = 30_000_000_000;
 
@@ -110,7 +126,7 @@ pub const LATENCY_BOUNDS: [u64; 16] = [
     5_000_000_000,
 ];
 
-/// Value of COUNTERS, one for each group. They only grow.
+/// Value of COUNTERS, one for each group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {
@@ -121,13 +137,15 @@ pub struct Counters {
     pub refused: u64,
     /// Given up without any answer, by the kernel or by the client.
     pub timed_out: u64,
-    /// Not attributed, because too many connections of the group were pending.
-    pub pending_full: u64,
+    /// Not attributed, because the group had its share already: of pending connections or of sockets.
+    pub over_share: u64,
     pub imds_connects: u64,
     pub imds_established: u64,
     pub imds_refused: u64,
     /// Network namespaces learned, see [`NAMESPACES_PER_GROUP`].
     pub namespaces: u64,
+    /// Sockets that have an entry in CALLER now, see [`SOCKETS_PER_GROUP`]. The one number that also falls.
+    pub sockets: i64,
     /// From connect() until the client's side is established, in nanoseconds.
     pub latency_sum: u64,
     /// Not cumulative.
@@ -174,7 +192,7 @@ const _: () = {
     assert!(size_of::<Caller>() == 40);
     assert!(size_of::<Connection>() == 48);
     assert!(size_of::<Pending>() == 56);
-    assert!(size_of::<Counters>() == 27 * 8);
+    assert!(size_of::<Counters>() == 28 * 8);
     assert!(size_of::<Settings>() == 16);
 };
 

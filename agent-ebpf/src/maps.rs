@@ -16,6 +16,11 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 
+/// Whether a destination may be watched, by its place: 0 where none is. Every connect() on the node comes by here, and what
+/// an array says costs next to nothing, while the map below hashes 20 bytes first.
+#[btf_map]
+pub(crate) static WATCHED: Array<u32, { agent_ebpf::WATCHED as usize }> = Array::new();
+
 /// Which connections are watched: address and port → `Kind`. 64; the agent writes a handful, and is told when it is full.
 #[btf_map]
 pub(crate) static DESTINATIONS: HashMap<Destination, u32, 64, ON_DEMAND> = HashMap::new();
@@ -24,8 +29,8 @@ pub(crate) static DESTINATIONS: HashMap<Destination, u32, 64, ON_DEMAND> = HashM
 #[btf_map]
 pub(crate) static IMDS_ALLOWED: HashMap<u64, u32, 4096, ON_DEMAND> = HashMap::new();
 
-/// On a client's socket: who called connect(). As many as there are such sockets; where the socket's option memory is
-/// used up (by its owner), the connection is not attributed.
+/// On a client's socket, until its connection is over: who called connect(). 1,024 open sockets of one group; beyond them, and where the socket's option
+/// memory is used up (by its owner), a connection is not attributed.
 #[btf_map]
 pub(crate) static CALLER: SocketStorage<Client, PLAIN> = SocketStorage::new();
 
@@ -78,6 +83,8 @@ pub(crate) struct Client {
     pub(crate) connection: Connection,
     pub(crate) since: u64,
     pub(crate) slot_and_one: u64,
+    /// The group that this is counted for; 0 once the socket is closed.
+    pub(crate) holder: u64,
 }
 
 pub(crate) fn lost(what: Lost) {

@@ -114,6 +114,11 @@ impl Node {
         &self.agent
     }
 
+    /// The node's own address in the network of its pods.
+    pub fn ipv4(&self) -> Ipv4Addr {
+        Addresses::node().v4
+    }
+
     /// The cgroup below which all pods are.
     pub fn kubepods(&self) -> &Path {
         &self.kubepods

@@ -98,7 +98,7 @@ fn add(to: &mut Counters, more: &Counters) {
     to.established += more.established;
     to.refused += more.refused;
     to.timed_out += more.timed_out;
-    to.pending_full += more.pending_full;
+    to.over_share += more.over_share;
     to.imds_connects += more.imds_connects;
     to.imds_established += more.imds_established;
     to.imds_refused += more.imds_refused;

@@ -76,6 +76,7 @@ pub struct Probe {
     attachments: Attachments,
     pins: Option<Pins>,
     log: Mutex<Option<ProbeLog>>,
+    watched: Row<u32>,
     destinations: Table<Destination, u32>,
     imds_allowed: Table<u64, u32>,
     marker: Mutex<OnSockets<u32>>,
@@ -132,6 +133,7 @@ impl Probe {
         Ok(Probe {
             attachments,
             log: Mutex::new(Some(ProbeLog::open(&mut object)?)),
+            watched: Row::take(&mut object, "WATCHED")?,
             destinations: Table::take(&mut object, "DESTINATIONS")?,
             imds_allowed: Table::take(&mut object, "IMDS_ALLOWED")?,
             marker: Mutex::new(OnSockets::take(&mut object, "MARKER")?),
@@ -166,7 +168,9 @@ impl Probe {
 
     /// From here on connections to this address are watched.
     pub fn watch(&self, address: SocketAddr, kind: Kind) -> Result<(), ProbeError> {
-        self.destinations.insert(destination(address), kind as u32)
+        let destination = destination(address);
+        self.destinations.insert(destination, kind as u32)?;
+        self.watched.set(destination.place(), 1)
     }
 
     /// Wants the callers of all connections that this listener accepts. Before listen(): a connection that is there already
@@ -176,7 +180,7 @@ impl Probe {
     }
 
     /// Who called connect() at the other end of this accepted socket. None: no process below kubepods, or one of the reasons
-    /// in [`LostEvents`] and [`Counters::pending_full`].
+    /// in [`LostEvents`] and [`Counters::over_share`].
     pub fn caller(&self, accepted: &impl AsFd) -> Result<Option<Caller>, ProbeError> {
         self.attributed.get(accepted)
     }

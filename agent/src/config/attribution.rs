@@ -105,9 +105,9 @@ pub enum Imds {
 /// What one pod may have of the agent, and whether the metrics tell pods apart.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PodLimits {
-    /// Most connections of one pod; at that number its own longest idle one closes
+    /// Most connections of one pod, up to 1,000; at that number its own longest idle one closes
     #[arg(id = "pod-connections", long = "pod-connections", env = "PODCRED_POD_CONNECTIONS", value_name = "N", default_value = "64",
-        value_parser = values::number(1..=1_000_000_usize), help_heading = super::OWN)]
+        value_parser = values::number(1..=1_000_usize), help_heading = super::OWN)]
     pub connections: usize,
 
     /// Most requests of one pod that wait for an answer at one time

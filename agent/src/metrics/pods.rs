@@ -154,7 +154,7 @@ pub(super) fn connects(counters: &Counters) -> [(&'static str, u64); 4] {
         ("established", counters.established),
         ("refused", counters.refused),
         ("timed_out", counters.timed_out),
-        ("unattributed", counters.pending_full),
+        ("unattributed", counters.over_share),
     ]
 }
 

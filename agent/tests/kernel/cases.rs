@@ -16,7 +16,7 @@ use rustix::net::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::harness::{BROKEN, Watched, assert_opened_by, connect, socket_for};
+use crate::harness::{BROKEN, Watched, assert_opened_by, connect, socket_for, until};
 
 /// Client and server, both without a cookie, and every listener whether it asks for it or not.
 const FAST_OPEN_EVERYWHERE: &str = "1543";
@@ -192,6 +192,13 @@ fn a_multipath_connection_is_attributed() {
         let mut client = client.unwrap();
         client.set_read_timeout(Some(BROKEN)).unwrap();
         accepted.talks_with(&mut client);
+        let group = accepted.caller().group;
+        let sockets = || node.counters_of(group).sockets;
+        assert_eq!(sockets(), 1);
+        // Its subflows have no descriptors, so there is no close() of theirs to count by.
+        drop(client);
+        drop(accepted);
+        until("the socket counts no more", || sockets() == 0);
     }
 }
 

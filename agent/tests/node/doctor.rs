@@ -32,7 +32,7 @@ fn a_node_that_has_everything_can_enforce() {
     let kubepods = kubepods(&root);
     let (status, report) = doctor(&["--kubepods-cgroup", &kubepods]);
     assert_eq!(status, 0, "{report}");
-    for program in ["connect4", "connect6"] {
+    for program in ["connect4", "connect6", "sock_release"] {
         assert!(line(&report, program).ends_with(&kubepods), "{report}");
     }
     assert!(line(&report, "sock_ops").contains("can be attached"), "{report}");
@@ -76,7 +76,7 @@ fn each_program_that_cannot_be_loaded_says_why() {
     let bounded = ["--bounding-set=-net_admin,-sys_admin", PODCRED, "doctor", "--kubepods-cgroup"];
     let (status, report) = output(Command::new("setpriv").args(bounded).arg(kubepods(&root)));
     assert_eq!(status, 1, "{report}");
-    for program in ["connect4", "connect6", "sock_ops"] {
+    for program in ["connect4", "connect6", "sock_ops", "sock_release"] {
         let line = line(&report, program);
         assert!(line.starts_with("broken") && line.contains("Missing: NET_ADMIN"), "{report}");
     }

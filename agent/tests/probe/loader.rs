@@ -4,8 +4,9 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use agent_ebpf::SOCKETS_PER_GROUP;
 use podcred::attribute::probe::{Counters, Kind, Probe, ProbeConfig};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::cgroups::{Node, until};
 
@@ -159,6 +160,77 @@ fn a_socket_that_goes_elsewhere_after_it_was_ours_counts_no_more() {
     });
     let after = counters(&probe, node.id(POD));
     assert_eq!((after.connects, after.established, after.refused), (1, 1, 0));
+    assert_eq!(after.sockets, 0);
+}
+
+/// The kernel charges the agent for what is written on each.
+#[test]
+fn one_pod_can_have_no_more_than_its_share_of_sockets() {
+    let Some(node) = Node::new() else { return };
+    let probe = node.load();
+    let marked = listener(&probe, V4);
+    // It has room for two and never accepts one: the others get no answer.
+    let (silent, address) = bound(V4);
+    probe.watch(address, Kind::Credentials).unwrap();
+    silent.listen(1).unwrap();
+    let pod = node.id(POD);
+    let held = node.inside(CONTAINER, || {
+        let connecting = |_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket.connect(&address.into()).unwrap_err();
+            socket
+        };
+        (0..SOCKETS_PER_GROUP + 6).map(connecting).collect::<Vec<_>>()
+    });
+    let full = counters(&probe, pod);
+    assert_eq!((full.sockets, full.over_share), (SOCKETS_PER_GROUP, 6));
+    assert_eq!(attributed_to(&node, &probe, &marked), None);
+
+    let _neighbour = node.inside(OTHER, || TcpStream::connect(marked.1).unwrap());
+    let (accepted, _) = marked.0.accept().unwrap();
+    assert_eq!(probe.caller(&accepted).unwrap().unwrap().cgroup_id, node.id(OTHER), "others have their own");
+
+    drop(held);
+    assert_eq!(counters(&probe, pod).sockets, 0);
+    assert_eq!(attributed_to(&node, &probe, &marked), Some(node.id(CONTAINER)));
+}
+
+#[test]
+fn a_socket_counts_until_its_connection_is_over_or_it_is_closed() {
+    let Some(node) = Node::new() else { return };
+    let probe = node.load();
+    let (listener, address) = listener(&probe, V4);
+    let (_silent, nobody) = bound(V4);
+    // Of documentation, with no route from a namespace that has only loopback.
+    let unreachable = SocketAddr::from(([192, 0, 2, 1], 80));
+    for watched in [nobody, unreachable] {
+        probe.watch(watched, Kind::Credentials).unwrap();
+    }
+    let sockets = || counters(&probe, node.id(POD)).sockets;
+
+    let connected = node.inside(CONTAINER, || TcpStream::connect(address).unwrap());
+    assert_eq!(sockets(), 1);
+    let (accepted, _) = listener.accept().unwrap();
+    SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(accepted);
+    until(|| sockets() == 0);
+    drop(connected);
+    assert_eq!(sockets(), 0, "once for both ends of it");
+
+    let refused = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    node.inside(CONTAINER, || refused.connect(&nobody.into()).unwrap_err());
+    assert_eq!(sockets(), 0);
+
+    let without_route = node.inside(CONTAINER, || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.connect(&unreachable.into()).unwrap_err();
+        socket
+    });
+    assert_eq!(sockets(), 1);
+    drop(without_route);
+    assert_eq!(sockets(), 0);
 }
 
 #[test]
@@ -173,7 +245,7 @@ fn one_pod_can_have_no_more_than_its_share_of_pending_connections() {
     let pod = node.id(POD);
     let held: Vec<_> =
         node.inside(CONTAINER, || (0..70).map(|_| TcpStream::connect(address).unwrap()).collect());
-    assert_eq!(counters(&probe, pod).pending_full, 70 - 64);
+    assert_eq!(counters(&probe, pod).over_share, 70 - 64);
 
     let _neighbour = node.inside(OTHER, || TcpStream::connect(marked.1).unwrap());
     let (accepted, _) = marked.0.accept().unwrap();

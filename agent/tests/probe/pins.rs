@@ -50,6 +50,9 @@ fn pinned(node: &Node, bpffs: &Bpffs) -> ProbeConfig {
     ProbeConfig { pins: Some(bpffs.pins()), ..node.config() }
 }
 
+/// One at the cgroup above pods and agent, the others at the pods'.
+const LINKS: usize = 4;
+
 #[test]
 fn attempts_are_counted_while_no_agent_is_there() {
     let Some(node) = Node::new() else { return };
@@ -83,7 +86,7 @@ fn a_restarted_agent_goes_on_with_the_same_links_and_each_connection_counts_once
     let bpffs = Bpffs::mount();
     drop(node.load_with(&pinned(&node, &bpffs)));
     let before = list(&bpffs.folder().join("links"));
-    assert_eq!(before.len(), 3, "{before:?}");
+    assert_eq!(before.len(), LINKS, "{before:?}");
     let probe = node.load_with(&pinned(&node, &bpffs));
     assert_eq!(list(&bpffs.folder().join("links")), before);
     let listener = listener(&probe, V4);
@@ -117,7 +120,7 @@ fn agents_that_start_in_the_same_moment_do_not_meet() {
         let starting: Vec<_> = (0..4).map(|_| scope.spawn(|| node.load_with(&config))).collect();
         starting.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(list(&bpffs.folder().join("links")).len(), 3);
+    assert_eq!(list(&bpffs.folder().join("links")).len(), LINKS);
     let listener = listener(&probes[2], V4);
     assert_eq!(attributed_to(&node, &probes[2], &listener), Some(node.id(CONTAINER)));
     assert_eq!(counters(&probes[0], node.id(POD)).connects, 1);
@@ -176,7 +179,7 @@ fn links_to_a_cgroup_that_was_made_anew_are_replaced() {
     let config = pinned(&node, &bpffs);
     let probe = node.load_with(&config);
     let after = list(&bpffs.folder().join("links"));
-    assert_eq!(after.len(), 3, "{after:?}");
+    assert_eq!(after.len(), LINKS, "{after:?}");
     assert_eq!(after.iter().filter(|link| before.contains(link)).count(), 1, "that at the agent's cgroup");
     let listener = listener(&probe, V4);
     assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
@@ -194,12 +197,12 @@ fn links_that_somebody_detaches_are_attached_anew() {
         assert_eq!(attributed_to(&node, &probe, &listener), None);
         let mended = probe.maintain();
         let all_attached = mended.iter().all(|one| matches!(one, Upkeep::Reattached { .. }));
-        assert!(mended.len() == 3 && all_attached, "{mended:?}");
+        assert!(mended.len() == LINKS && all_attached, "{mended:?}");
         assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
         assert!(probe.maintain().is_empty(), "nothing to do");
     }
     let probe = node.load_with(&pinned(&node, &bpffs));
-    assert_eq!(list(&bpffs.folder().join("links")).len(), 3);
+    assert_eq!(list(&bpffs.folder().join("links")).len(), LINKS);
     let listener = listener(&probe, V4);
     assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
     assert_eq!(counters(&probe, node.id(POD)).connects, 2, "counted once each");

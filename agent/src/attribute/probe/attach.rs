@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::programs::{CgroupSockAddr, ProgramError, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, ProgramError, SockOps};
 
 use super::pins::{Locked, Pins};
 use super::sys::{self, Hook};
@@ -26,14 +26,18 @@ struct Place {
     code: OwnedFd,
 }
 
-/// Those of connect() last: what they write down is for the other one.
-const PROGRAMS: [(&str, Hook); 3] =
-    [("handshake", Hook::SockOps), ("connect4", Hook::Connect4), ("connect6", Hook::Connect6)];
+/// Those of connect() last: what they write down is for the others.
+const PROGRAMS: [(&str, Hook); 4] = [
+    ("handshake", Hook::SockOps),
+    ("release", Hook::SocketRelease),
+    ("connect4", Hook::Connect4),
+    ("connect6", Hook::Connect6),
+];
 
 /// What came of one program, at one of its cgroups.
 #[derive(Debug)]
 pub struct Tried {
-    /// As the kernel calls the place that it is attached to: connect4, connect6 or sock_ops.
+    /// As the kernel calls the place that it is attached to: connect4, connect6, sock_ops or sock_release.
     pub hook: &'static str,
     /// The cgroup where it is attached.
     pub attached: Result<PathBuf, ProbeError>,
@@ -209,6 +213,11 @@ fn load(
             let program: &mut SockOps = program.try_into().map_err(failed)?;
             program.load().map_err(failed)?;
             (program.fd(), sock_ops_cgroups(&config.kubepods, &config.agent_cgroup))
+        }
+        Hook::SocketRelease => {
+            let program: &mut CgroupSock = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            (program.fd(), vec![config.kubepods.as_path()])
         }
         Hook::Connect4 | Hook::Connect6 => {
             let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;

@@ -22,8 +22,9 @@ use super::{ProbeError, sys};
 use crate::clock::since_boot;
 
 /// What must be the same for all programs of one version. The others are constant, or read by one process only.
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
     "SETTINGS",
+    "WATCHED",
     "DESTINATIONS",
     "IMDS_ALLOWED",
     "CALLER",

@@ -1,7 +1,9 @@
 //! What the programs cost a connect() that is none of theirs. `cargo xtask bench-connect` runs this, and judges its numbers.
 //!
-//! A measurement is two lines, `control` and `programs`: the nanoseconds of a connect() in two rounds, which differ by nothing or
-//! by the programs, then those of a connection from socket() to close(). Both ends are in the pod, so each pays its share. Needs root.
+//! A measurement is four lines: `control`, `empty` and `outward` for connections that leave the pod, over its veth to the node,
+//! and `inward` for such that do not, where both ends pay. Each has the nanoseconds of a connect() in two rounds, which differ
+//! by nothing (`control`), by programs that do nothing (`empty`) or by ours, then those of a connection from socket() to
+//! close(). Needs root.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -13,6 +15,8 @@ use podcred::attribute::probe::{Probe, ProbeConfig, Upkeep};
 use podcred::clock::since_boot;
 use socket2::{Domain, Protocol, Socket, Type};
 
+mod empty;
+
 /// A round takes some 20 ms: what else the machine does changes more slowly.
 const CONNECTIONS: usize = 512;
 
@@ -23,7 +27,35 @@ fn main() -> Result<()> {
     let node = Node::start(Layout::default())?;
     let pod = node.pod(PodSpec::default())?;
     let probe = load(&node)?;
-    pod.run(|| measure(&probe, measurements))?
+    probe.detach()?;
+    let outside = outside(&node)?;
+    let inside = pod.run(|| listen(Ipv4Addr::LOCALHOST))??;
+    let measure = || {
+        for _ in 0..measurements {
+            report("control", &outside, || Ok(()))?;
+            report("empty", &outside, || empty::attach(node.kubepods(), node.agent().cgroup()))?;
+            report("outward", &outside, || attach(&probe))?;
+            report("inward", &inside, || attach(&probe))?;
+        }
+        Ok(())
+    };
+    pod.run(measure)?
+}
+
+/// A server on the node that is neither a pod nor the agent.
+fn outside(node: &Node) -> Result<Socket> {
+    let cgroup = node.cgroup().join("cgroup.threads");
+    node.agent().run(|| {
+        std::fs::write(&cgroup, "0").with_context(|| cgroup.display().to_string())?;
+        listen(node.ipv4())
+    })?
+}
+
+fn listen(on: Ipv4Addr) -> Result<Socket> {
+    let listener = socket()?;
+    listener.bind(&SocketAddr::from((on, 0)).into())?;
+    listener.listen(1)?;
+    Ok(listener)
 }
 
 /// As an agent has it that looks at everything.
@@ -45,29 +77,12 @@ fn load(node: &Node) -> Result<Probe> {
     Ok(probe)
 }
 
-fn measure(probe: &Probe, measurements: usize) -> Result<()> {
-    let listener = socket()?;
-    listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    listener.listen(1)?;
-    probe.detach()?;
-    for _ in 0..measurements {
-        report("control", probe, &listener, |_| Ok(()))?;
-        report("programs", probe, &listener, attach)?;
-    }
-    Ok(())
-}
-
 /// Four rounds: plain, changed, changed, plain. Whatever grows or shrinks evenly over them does so in both sums.
-fn report(
-    name: &str,
-    probe: &Probe,
-    listener: &Socket,
-    change: impl FnOnce(&Probe) -> Result<()>,
-) -> Result<()> {
+fn report<C>(name: &str, listener: &Socket, change: impl FnOnce() -> Result<C>) -> Result<()> {
     let before = round(listener)?;
-    change(probe)?;
+    let change = change()?;
     let changed = [round(listener)?, round(listener)?];
-    probe.detach()?;
+    drop(change);
     let plain = [before, round(listener)?];
     let mean = |[one, other]: [Duration; 2]| (one + other).as_nanos() / 2;
     let connect = [changed, plain].map(|rounds| mean(rounds.map(|round| round.connect)));
@@ -76,11 +91,19 @@ fn report(
     Ok(())
 }
 
-fn attach(probe: &Probe) -> Result<()> {
+struct Attached<'a>(&'a Probe);
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.0.detach().expect("they were attached");
+    }
+}
+
+fn attach(probe: &Probe) -> Result<Attached<'_>> {
     let upkeep = probe.maintain();
     let attached = upkeep.iter().filter(|done| matches!(done, Upkeep::Reattached { .. })).count();
     ensure!(attached > 0, "the programs are not attached again: {upkeep:?}");
-    Ok(())
+    Ok(Attached(probe))
 }
 
 /// Medians, which do not see the few calls in which another process had the processor.
