@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -10,6 +11,10 @@ use crate::authenticate::minting::{KEY, OTHER_KEY, jwks};
 use crate::testing::{Answer, Log, Loopback, answer};
 
 fn keys_of(server: &Loopback) -> Arc<Keys> {
+    // To make them takes longer than a request waits, on a machine that is busy.
+    for key in [&KEY, &OTHER_KEY] {
+        LazyLock::force(key);
+    }
     let source = KeySource::at(&server.url).unwrap();
     let http = source.client().unwrap();
     Arc::new(Keys::new(source, http))
