@@ -1,0 +1,1 @@
+//! Thousands of pods on one machine.
