@@ -128,3 +128,26 @@ pub struct Expected {
     pub was: String,
     pub held: bool,
 }
+
+impl Run {
+    /// The latency of all pods.
+    pub(super) fn all(&self) -> Option<&Latency> {
+        self.groups.first().map(|group| &group.latency)
+    }
+
+    pub(super) fn requests_per_second(&self) -> Option<f64> {
+        (self.duration_seconds > 0.0).then(|| self.totals.requests as f64 / self.duration_seconds)
+    }
+
+    pub(super) fn agent_cpu_ms_per_request(&self) -> Option<f64> {
+        self.ms_per_request(self.totals.agent_cpu_seconds?)
+    }
+
+    pub(super) fn harness_cpu_ms_per_request(&self) -> Option<f64> {
+        self.ms_per_request(self.totals.harness_cpu_seconds)
+    }
+
+    fn ms_per_request(&self, seconds: f64) -> Option<f64> {
+        (self.totals.requests > 0).then(|| seconds * 1e3 / self.totals.requests as f64)
+    }
+}
