@@ -11,7 +11,7 @@ pub(super) use self::axis::Axis;
 
 /// Twice the size that a chart has on the page: plotters rounds coordinates to whole pixels, which would show.
 const SIZE: (u32, u32) = (1120, 500);
-const FONT: i32 = 24;
+const FONT: i32 = 26;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ink {
@@ -99,8 +99,8 @@ impl Chart {
         let mut plot = ChartBuilder::on(root)
             .margin_top(if self.marks.is_empty() { 14 } else { 40 })
             .margin_right(30)
-            .x_label_area_size(46)
-            .y_label_area_size(104)
+            .x_label_area_size(52)
+            .y_label_area_size(116)
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
         let text = ("sans-serif", FONT).into_font().color(&Ink::Text.colour());
         plot.configure_mesh()
@@ -108,7 +108,7 @@ impl Chart {
             .bold_line_style(Ink::Grid.colour())
             .light_line_style(TRANSPARENT)
             .axis_style(Ink::Grid.colour())
-            .set_all_tick_mark_size(0)
+            .set_all_tick_mark_size(10)
             .label_style(text)
             .draw()?;
         for series in &self.series {

@@ -42,13 +42,13 @@ pub(super) fn figures(run: &Run) -> Vec<Figure> {
     vec![
         figure("Pods", count(totals.pods), format!("of {} roles", count(totals.roles))),
         figure("Requests", count(totals.requests), rate),
-        figure("Failed", count(totals.failed), format!("{} of them answered wrongly", count(totals.wrong))),
+        figure("Failed", count(totals.failed), format!("{} wrong", count(totals.wrong))),
         figure("p50", latency(|all| all.p50_ms), format!("mean {}", latency(|all| all.mean_ms))),
         figure("p99", latency(|all| all.p99_ms), format!("longest {}", latency(|all| all.max_ms))),
         figure(
             "EKS Auth calls",
             totals.eks_auth_calls.map_or_else(unknown, count),
-            format!("{} with one call a pod", count(one_call_a_pod)),
+            format!("one a pod: {}", count(one_call_a_pod)),
         ),
         figure(
             "Agent CPU",
@@ -58,7 +58,7 @@ pub(super) fn figures(run: &Run) -> Vec<Figure> {
         figure(
             "Agent memory",
             totals.agent_peak_rss_bytes.map_or_else(unknown, |peak| bytes(peak as f64)),
-            "resident, at its peak".to_owned(),
+            "at its peak".to_owned(),
         ),
     ]
 }

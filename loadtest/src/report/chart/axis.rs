@@ -32,8 +32,9 @@ impl Axis {
         let steps = [1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0];
         let step =
             steps.into_iter().find(|step| to / step <= TICKS).unwrap_or_else(|| round_step(to / TICKS));
-        let label = |at: f64| {
-            if at >= 120.0 { format!("{} min", number(at / 60.0)) } else { format!("{} s", number(at)) }
+        let label: fn(f64) -> String = match to {
+            ..=300.0 => |at| format!("{} s", number(at)),
+            _ => |at| format!("{} min", number(at / 60.0)),
         };
         Axis { scale: Scale::Even, from: 0.0, to, ticks: multiples(step, to), label }
     }
@@ -128,7 +129,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round() {
-        assert_eq!(labels(&Axis::seconds(120.0)), ["0 s", "20 s", "40 s", "60 s", "80 s", "100 s", "2 min"]);
+        assert_eq!(labels(&Axis::seconds(120.0)), ["0 s", "20 s", "40 s", "60 s", "80 s", "100 s", "120 s"]);
+        assert_eq!(labels(&Axis::seconds(400.0)), ["0 min", "2 min", "4 min", "6 min"]);
         assert_eq!(labels(&Axis::from_zero(730.0, number)), ["0", "200", "400", "600", "800"]);
         assert_eq!(labels(&Axis::milliseconds(0.05, 2000.0)), ["100 µs", "1 ms", "10 ms", "100 ms", "1 s"]);
         assert_eq!(labels(&Axis::milliseconds(1.0, 1.2)), ["1 ms", "2 ms", "5 ms", "10 ms"]);
