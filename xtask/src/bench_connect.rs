@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::bench::middle::Middle;
 use crate::build::cargo;
 use crate::process::is_root;
 use crate::report::{Counts, step, table};
@@ -81,21 +82,30 @@ fn judge(measured: &[Line]) -> Result<Counts> {
         ("socket() to close(), programs attached", &whole),
     ];
     let rows = rows.map(|(what, series)| {
-        let [low, high] = series.interval;
+        let [low, high] = series.ratio.interval;
         let plain = format!("{:.1} us", series.plain / 1000.0);
-        let cost = format!("{:+.2} us", (series.ratio - 1.0) * series.plain / 1000.0);
-        vec![what.to_owned(), plain, cost, format!("{:.4}", series.ratio), format!("{low:.4} to {high:.4}")]
+        let cost = format!("{:+.2} us", (series.ratio.median - 1.0) * series.plain / 1000.0);
+        vec![
+            what.to_owned(),
+            plain,
+            cost,
+            format!("{:.4}", series.ratio.median),
+            format!("{low:.4} to {high:.4}"),
+        ]
     });
     println!("\n{}", table(&["over loopback", "without", "cost", "ratio", "95 %"], &rows));
-    if (control.ratio - 1.0).abs() > CONTROL {
-        bail!("this machine is too busy to tell: rounds that differ by nothing give {:.4}", control.ratio);
+    if (control.ratio.median - 1.0).abs() > CONTROL {
+        bail!(
+            "this machine is too busy to tell: rounds that differ by nothing give {:.4}",
+            control.ratio.median
+        );
     }
     // Measured: 1.06 alone, 1.03 while another process held programs at a cgroup of its own. Rounds without ours then pay for
     // its as well, which no interval shows.
     println!(
         "Only true while nothing else on this machine has cgroup programs attached: beside others the cost looks half as high"
     );
-    let passed = connect.ratio <= GOAL;
+    let passed = connect.ratio.median <= GOAL;
     let verdict = if passed { "passed" } else { "FAILED" };
     println!("{verdict}: the goal is a connect() of at most {GOAL} times");
     Ok(Counts { passed: passed.into(), failed: (!passed).into(), skipped: 0 })
@@ -105,28 +115,13 @@ fn judge(measured: &[Line]) -> Result<Counts> {
 #[derive(Debug)]
 struct Series {
     plain: f64,
-    ratio: f64,
-    /// Where the ratio is with 95 % confidence, whatever its distribution: between the ranks within which as many heads of
-    /// a fair coin fall.
-    interval: [f64; 2],
+    ratio: Middle,
 }
 
 impl Series {
     fn of(pairs: &[Pair]) -> Series {
-        let sorted = |mut numbers: Vec<f64>| {
-            numbers.sort_by(f64::total_cmp);
-            numbers
-        };
-        let ratios = sorted(pairs.iter().map(|pair| pair.changed / pair.plain).collect());
-        let plain = sorted(pairs.iter().map(|pair| pair.plain).collect());
-        let middle = pairs.len() as f64 / 2.0;
-        let away = 0.98 * (pairs.len() as f64).sqrt();
-        let at = |numbers: &[f64], rank: f64| {
-            let rank = (rank.max(0.0) as usize).min(numbers.len().saturating_sub(1));
-            numbers.get(rank).copied().unwrap_or(f64::NAN)
-        };
-        let interval = [at(&ratios, (middle - away).floor()), at(&ratios, (middle + away).ceil())];
-        Series { plain: at(&plain, middle), ratio: at(&ratios, middle), interval }
+        let plain = Middle::of(pairs.iter().map(|pair| pair.plain)).median;
+        Series { plain, ratio: Middle::of(pairs.iter().map(|pair| pair.changed / pair.plain)) }
     }
 }
 
@@ -148,15 +143,6 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_interval_lies_around_the_median_and_leaves_outliers_out() {
-        let mut pairs: Vec<Pair> =
-            (0..100).rev().map(|n| Pair { changed: f64::from(n), plain: 1.0 }).collect();
-        pairs.push(Pair { changed: 1e9, plain: 1.0 });
-        let series = Series::of(&pairs);
-        assert_eq!((series.ratio, series.interval), (50.0, [40.0, 61.0]));
-    }
 
     #[test]
     fn measurements_are_read_off_the_lines_of_the_bench_program() {

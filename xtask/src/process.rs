@@ -32,6 +32,11 @@ impl Process {
         &mut self.child
     }
 
+    /// None once it has ended and that is known.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// An error once the process has ended, with the end of its log.
     pub(crate) fn check(&mut self) -> Result<()> {
         match self.child.try_wait()? {

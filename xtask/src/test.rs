@@ -108,12 +108,14 @@ async fn one(command: &mut Command) -> Result<(Counts, LeftOut)> {
 async fn tests() -> Result<(Counts, LeftOut)> {
     setup::sdks(&[Sdk::Python, Sdk::Cli]).await?;
     let promtool = setup::promtool().await?;
+    let no_browser = setup::chromium().await?;
     let mut command = cargo();
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .env("PODCRED_AWS_CLIENTS", setup::venv())
         .env("PATH", with_folder_of(promtool.as_deref())?);
     let mut left_out = Vec::new();
+    left_out.extend(no_browser.as_deref());
     if promtool.is_none() {
         left_out.push("promtool's check of /metrics: no promtool and no apt-get");
     }
