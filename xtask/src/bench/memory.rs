@@ -25,14 +25,14 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
     step(&format!("Minting {most} tokens"));
     let tokens = ground.tokens("many", most, ROLES).await?;
     let agent = ground.agent().await?;
-    let mut rows = vec![row(&agent, "at start".to_owned(), None)?];
+    let mut rows = vec![row(&agent, "at start", None)?];
     let mut asking = Asking::open(&ground.place, agent.address).await?;
     for (from, to) in [(0, TOKENS[0]), (TOKENS[0], TOKENS[1])] {
         for token in &tokens.all[from..to] {
             asking.ask(token).await?;
         }
         let goal = (to == most).then_some(Goal::AtMost(GOAL));
-        rows.push(row(&agent, format!("after {to} tokens of {ROLES} roles"), goal)?);
+        rows.push(row(&agent, &format!("after {to} tokens of {ROLES} roles"), goal)?);
     }
     drop(asking);
 
@@ -43,7 +43,7 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
         anyhow::Ok(asking)
     }))
     .await?;
-    rows.push(row(&agent, format!("then with {CONNECTIONS} idle connections"), None)?);
+    rows.push(row(&agent, &format!("then with {CONNECTIONS} idle connections"), None)?);
     try_join_all(open.into_iter().zip(&tokens.all).map(|(mut asking, token)| async move {
         for _ in 0..BURST {
             asking.ask(token).await?;
@@ -57,11 +57,11 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
     .await?;
     tokio::time::sleep(SETTLE).await;
     let what = format!("after a burst of {BURST} requests on each, all closed");
-    rows.push(row(&agent, what, None)?);
+    rows.push(row(&agent, &what, None)?);
     Ok(rows)
 }
 
-fn row(agent: &Running<Agent>, what: String, goal: Option<Goal>) -> Result<Row> {
+fn row(agent: &Running<Agent>, what: &str, goal: Option<Goal>) -> Result<Row> {
     let value = agent.server.process.resident()?;
     let (what, unit) = (format!("memory, {what}"), Unit::Megabytes);
     Ok(Row { what, value, unit, interval: None, control: None, goal, detail: String::new() })
