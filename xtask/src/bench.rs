@@ -18,7 +18,8 @@ mod growth;
 mod hyper;
 mod memory;
 pub(crate) mod middle;
-mod row;
+mod plot;
+pub(crate) mod row;
 mod watched;
 mod wrk;
 
@@ -26,7 +27,7 @@ use crate::build::{self, Profile, target};
 use crate::clock::Stopwatch;
 use crate::process::is_root;
 use crate::report::{Counts, step};
-use crate::setup;
+use crate::{bench_connect, setup};
 use ground::Ground;
 use growth::{Of, Point};
 use row::{Row, Verdict};
@@ -69,6 +70,8 @@ enum Part {
     Pods,
     /// From 1 to 1,000 roles
     Roles,
+    /// An unrelated connect() with and without the kernel programs (root); `bench-connect` is this alone, with more rounds
+    Connect,
 }
 
 /// What is started.
@@ -83,7 +86,8 @@ pub(crate) struct Tools {
 #[derive(Debug, Default, Serialize)]
 struct Results {
     rows: Vec<Row>,
-    growth: Vec<Point>,
+    pods: Vec<Point>,
+    roles: Vec<Point>,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
@@ -115,6 +119,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     Ok(judge(&results.rows, left_out.len()))
 }
 
+impl Results {
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.pods.iter().chain(&self.roles)
+    }
+}
+
 impl Part {
     /// Or why it is left out.
     async fn measure(
@@ -125,40 +135,34 @@ impl Part {
     ) -> Result<Option<String>> {
         let rounds = arguments.rounds;
         let logs = target().join("xtask/bench");
-        if self == Part::Attribution {
-            if !is_root() {
-                return Ok(Some("attribution: it takes root".to_owned()));
+        let loopback = async || Ground::loopback(tools, &logs).await;
+        match self {
+            Part::Attribution | Part::Connect if !is_root() => {
+                return Ok(Some("what the kernel programs cost: it takes root".to_owned()));
             }
-            return match Ground::node(tools, &logs).await? {
-                Ok(ground) => {
-                    results.rows.extend(hyper::measure(&ground, "enforcing", rounds, None).await?);
-                    Ok(None)
-                }
-                Err(reason) => Ok(Some(format!("attribution: {reason}"))),
-            };
-        }
-        let ground = Ground::loopback(tools, &logs).await?;
-        let growth = match self {
-            Part::Attribution => return Ok(None),
             Part::Hyper => {
                 let against = arguments.against.as_deref();
+                let ground = loopback().await?;
                 results.rows.extend(hyper::measure(&ground, "not attributing", rounds, against).await?);
-                return Ok(None);
             }
-            Part::FirstFetch => {
-                results.rows.extend(first_fetch::measure(&ground, tools).await?);
-                return Ok(None);
+            Part::Attribution => match Ground::node(tools, &logs).await? {
+                Ok(ground) => results.rows.extend(hyper::measure(&ground, "enforcing", rounds, None).await?),
+                Err(reason) => return Ok(Some(format!("attribution: {reason}"))),
+            },
+            Part::FirstFetch => results.rows.extend(first_fetch::measure(&loopback().await?, tools).await?),
+            Part::Memory => results.rows.extend(memory::measure(&loopback().await?).await?),
+            Part::Pods => {
+                let (row, points) = growth::measure(&loopback().await?, Of::Pods, rounds).await?;
+                results.rows.push(row);
+                results.pods = points;
             }
-            Part::Memory => {
-                results.rows.extend(memory::measure(&ground).await?);
-                return Ok(None);
+            Part::Roles => {
+                let (row, points) = growth::measure(&loopback().await?, Of::Roles, rounds).await?;
+                results.rows.push(row);
+                results.roles = points;
             }
-            Part::Pods => Of::Pods,
-            Part::Roles => Of::Roles,
-        };
-        let (row, points) = growth::measure(&ground, growth, rounds).await?;
-        results.rows.push(row);
-        results.growth.extend(points);
+            Part::Connect => results.rows.push(bench_connect::row().await?),
+        }
         Ok(None)
     }
 }
@@ -182,7 +186,16 @@ async fn tools(arguments: &Arguments) -> Result<Tools> {
 fn write(results: &Results) -> Result<PathBuf> {
     let folder = target().join("bench");
     std::fs::create_dir_all(&folder)?;
-    std::fs::write(folder.join("bench.md"), row::markdown(&results.rows))?;
+    std::fs::write(
+        folder.join("bench.md"),
+        row::markdown(&results.rows) + &growth::markdown(results.points()),
+    )?;
+    if !results.pods.is_empty() {
+        std::fs::write(folder.join("pods.svg"), plot::svg(&results.pods, "pods", |point| point.pods)?)?;
+    }
+    if !results.roles.is_empty() {
+        std::fs::write(folder.join("roles.svg"), plot::svg(&results.roles, "roles", |point| point.roles)?)?;
+    }
     std::fs::write(folder.join("bench.json"), serde_json::to_string_pretty(results)?)?;
     Ok(folder)
 }

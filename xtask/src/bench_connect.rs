@@ -7,6 +7,7 @@ use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::bench::middle::Middle;
+use crate::bench::row::{Control, Goal, Row, Unit};
 use crate::build::cargo;
 use crate::process::is_root;
 use crate::report::{Counts, step, table};
@@ -17,10 +18,12 @@ const GOAL: f64 = 1.01;
 /// With more, measurements without any change differ by as much as what is looked for.
 const CONTROL: f64 = 0.005;
 
+const MEASUREMENTS: u32 = 150;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// How many measurements; one takes about a quarter of a second
-    #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u32).range(20..))]
+    #[arg(long, value_name = "N", default_value_t = MEASUREMENTS, value_parser = clap::value_parser!(u32).range(20..))]
     measurements: u32,
 }
 
@@ -43,12 +46,31 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         bail!("bench-connect loads eBPF programs, which takes root");
     }
+    judge(&measure(arguments.measurements).await?)
+}
+
+/// For the table of `cargo xtask bench`.
+pub(crate) async fn row() -> Result<Row> {
+    let measured = Measured::of(&measure(MEASUREMENTS).await?);
+    let Series { plain, ratio } = measured.connect;
+    Ok(Row {
+        what: "unrelated connect(), kernel programs attached".to_owned(),
+        value: ratio.median,
+        unit: Unit::Ratio,
+        interval: Some(ratio.interval),
+        control: Some(Control { ratio: measured.control.ratio.median, tolerance: CONTROL }),
+        goal: Some(Goal::AtMost(GOAL)),
+        detail: format!("{:.1} µs without, {:+.2} µs", plain / 1000.0, (ratio.median - 1.0) * plain / 1000.0),
+    })
+}
+
+async fn measure(measurements: u32) -> Result<Vec<Line>> {
     step("Building the bench program (cargo)");
     let mut command = cargo();
     // What is measured is the kernel's: how this program is compiled does not matter.
     command
         .args(["bench", "--quiet", "--profile", "dev", "--package", "podcred", "--bench", "connect", "--"])
-        .arg(arguments.measurements.to_string())
+        .arg(measurements.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
@@ -57,7 +79,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     let mut measured = Vec::new();
     while let Some(line) = lines.next_line().await? {
         if measured.is_empty() {
-            step(&format!("Measuring {} times, with the programs and without", arguments.measurements));
+            step(&format!("Measuring {measurements} times, with the programs and without"));
         }
         measured.push(Line::parse(&line).with_context(|| format!("the bench program says {line:?}"))?);
     }
@@ -65,17 +87,32 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !status.success() {
         bail!("the bench program ended with {status}");
     }
-    judge(&measured)
+    Ok(measured)
+}
+
+#[derive(Debug)]
+struct Measured {
+    control: Series,
+    connect: Series,
+    whole: Series,
+}
+
+impl Measured {
+    fn of(lines: &[Line]) -> Measured {
+        let series = |with_programs: bool, pair: fn(&Line) -> Pair| {
+            let lines = lines.iter().filter(move |line| line.with_programs == with_programs);
+            Series::of(&lines.map(pair).collect::<Vec<_>>())
+        };
+        Measured {
+            control: series(false, |line| line.connect),
+            connect: series(true, |line| line.connect),
+            whole: series(true, |line| line.whole),
+        }
+    }
 }
 
 fn judge(measured: &[Line]) -> Result<Counts> {
-    let series = |with_programs: bool, pair: fn(&Line) -> Pair| {
-        let lines = measured.iter().filter(move |line| line.with_programs == with_programs);
-        Series::of(&lines.map(pair).collect::<Vec<_>>())
-    };
-    let control = series(false, |line| line.connect);
-    let connect = series(true, |line| line.connect);
-    let whole = series(true, |line| line.whole);
+    let Measured { control, connect, whole } = Measured::of(measured);
     let rows = [
         ("connect(), nothing attached in either", &control),
         ("connect(), programs attached", &connect),

@@ -89,7 +89,7 @@ impl Binaries {
     /// The harness's expectations pass or fail as a whole.
     async fn run(&self, scenario: Scenario, flags: &[String], folder: &Path) -> Result<Counts> {
         let mut command = Command::new(&self.harness);
-        command.arg(scenario.name()).arg("--binary").arg(&self.agent).arg("--output").arg(folder);
+        command.arg(scenario.name()).arg("--output").arg(folder).arg("--binary").arg(&self.agent);
         command.args(flags).stdin(Stdio::null());
         let status = to_its_end("the load harness", command).await?;
         let report = folder.join("report.html");

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::contest::{Contest, Server};
 use super::ground::Ground;
 use super::middle::Middle;
-use super::row::{Goal, Row, Unit};
+use super::row::{Control, Goal, Row, Unit};
 use super::wrk::Connections;
 use crate::report::step;
 
@@ -70,9 +70,24 @@ pub(crate) async fn measure(ground: &Ground<'_>, of: Of, rounds: u32) -> Result<
         value: first.median / last.median,
         unit: Unit::Ratio,
         interval: Some([first.interval[0] / last.interval[1], first.interval[1] / last.interval[0]]),
-        control: Some(control),
+        control: Some(Control::of_servers(control)),
         goal: Some(Goal::AtMost(GOAL)),
         detail: format!("{} µs", costs.join(", ")),
     };
     Ok((row, points))
+}
+
+/// The points as a table; nothing where there are none.
+pub(crate) fn markdown<'a>(points: impl Iterator<Item = &'a Point>) -> String {
+    let row = |point: &Point| {
+        let Point { pods, roles, microseconds, hyper_microseconds } = point;
+        format!("| {pods} | {roles} | {microseconds:.1} | {hyper_microseconds:.1} |\n")
+    };
+    let rows: String = points.map(row).collect();
+    match rows.is_empty() {
+        true => String::new(),
+        false => {
+            format!("\n| pods | roles | podcred, µs a request | hyper |\n| --- | --- | --- | --- |\n{rows}")
+        }
+    }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::contest::{Contest, Server};
 use super::ground::Ground;
-use super::row::{Goal, Row, Unit};
+use super::row::{Control, Goal, Row, Unit};
 use super::wrk::Connections;
 use crate::report::step;
 
@@ -41,7 +41,7 @@ pub(crate) async fn measure(
                 value: ratio.median,
                 unit: Unit::Ratio,
                 interval: Some(ratio.interval),
-                control: Some(contest.control()),
+                control: Some(Control::of_servers(contest.control())),
                 goal,
                 detail: format!("hyper {hyper:.1} µs, this {:.1} µs a request", contest.microseconds(server)),
             }

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::report::table;
 
-/// Two servers that are the same must look the same, or the machine was too busy to tell others apart.
-const TRUSTED: std::ops::RangeInclusive<f64> = 0.98..=1.02;
+/// Two servers that are the same must look the same up to this, or the machine was too busy to tell others apart.
+const TOLERANCE: f64 = 0.02;
 
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
@@ -16,11 +16,17 @@ pub(crate) struct Row {
     pub(crate) unit: Unit,
     /// Where the value is with 95 % confidence.
     pub(crate) interval: Option<[f64; 2]>,
-    /// The same measurement of two that differ by nothing.
-    pub(crate) control: Option<f64>,
+    pub(crate) control: Option<Control>,
     pub(crate) goal: Option<Goal>,
     /// The figures that the value comes from.
     pub(crate) detail: String,
+}
+
+/// The same measurement of two that differ by nothing, and how far from 1 it may be.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Control {
+    pub(crate) ratio: f64,
+    pub(crate) tolerance: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -48,10 +54,20 @@ pub(crate) enum Verdict {
     Shown,
 }
 
+impl Control {
+    pub(crate) fn of_servers(ratio: f64) -> Control {
+        Control { ratio, tolerance: TOLERANCE }
+    }
+
+    fn is_trusted(self) -> bool {
+        (self.ratio - 1.0).abs() <= self.tolerance
+    }
+}
+
 impl Row {
     pub(crate) fn verdict(&self) -> Verdict {
         let Some(goal) = self.goal else { return Verdict::Shown };
-        if self.control.is_some_and(|control| !TRUSTED.contains(&control)) {
+        if self.control.is_some_and(|control| !control.is_trusted()) {
             return Verdict::NotTrusted;
         }
         let met = match goal {
@@ -69,7 +85,7 @@ impl Row {
             self.interval
                 .map(|[low, high]| format!("{} to {}", unit.write(low), unit.write(high)))
                 .unwrap_or_default(),
-            self.control.map(|control| format!("{control:.3}")).unwrap_or_default(),
+            self.control.map(|control| format!("{:.3}", control.ratio)).unwrap_or_default(),
             self.goal.map(|goal| goal.write(unit)).unwrap_or_default(),
             self.verdict().to_string(),
             self.detail.clone(),
@@ -124,6 +140,7 @@ mod tests {
 
     fn row(value: f64, control: Option<f64>, goal: Option<Goal>) -> Row {
         let (what, detail) = ("a | b".to_owned(), String::new());
+        let control = control.map(Control::of_servers);
         Row { what, value, unit: Unit::Ratio, interval: None, control, goal, detail }
     }
 
