@@ -51,6 +51,8 @@ mod tests {
         let point = |pods| Point { pods, roles: 1, microseconds: 9.0, hyper_microseconds: 8.0 };
         let svg = svg(&[point(10), point(10_000)], "pods", |point| point.pods).unwrap();
         assert!(svg.contains("podcred") && svg.contains("bare hyper") && svg.contains("by pods"), "{svg}");
-        assert_eq!(svg.matches("<polyline").count() - svg.matches("#000000\" stroke-width=\"1\"").count(), 2);
+        for line in ["stroke=\"#2B6CDF\" stroke-width=\"4\"", "stroke=\"#808894\" stroke-width=\"4\""] {
+            assert_eq!(svg.matches(line).count(), 1, "{svg}");
+        }
     }
 }
