@@ -35,8 +35,6 @@ use row::{Row, Verdict};
 /// The processor of the servers, and that of the clients.
 const SERVERS: usize = 0;
 const CLIENTS: usize = 1;
-/// About what credentials of the simulated EKS take.
-const BODY: usize = 1_200;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
