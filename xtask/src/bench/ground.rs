@@ -25,7 +25,7 @@ const NAMESPACE: &str = "bench";
 /// What an agent does at these times is no cost of a request.
 const NO_REVALIDATION: [&str; 2] = ["--revalidate-after", "24h"];
 /// About as many bytes as credentials take.
-const BODY: usize = 1_200;
+const BODY: usize = 1_100;
 /// As many as the agent has unless it is told otherwise.
 const WORKERS: usize = 2;
 const AT_ONCE: usize = 16;
