@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use goose::GooseAttack;
 use goose::client::{GooseClientBuilder, GooseClientConfig};
 use goose::config::GooseConfiguration;
@@ -37,7 +37,8 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
         .register_scenario(Scenario::new("pods").register_transaction(Transaction::new(function)));
     let longest = world.last_moment() + OVERHEAD;
     match timeout(longest, attack.execute()).await {
-        Ok(ended) => ended.map(drop).context("goose"),
+        // Its Display leaves out what was wrong.
+        Ok(ended) => ended.map(drop).map_err(|error| anyhow!("goose: {error:?}")),
         Err(_) => bail!("goose had not ended after {} s", longest.as_secs()),
     }
 }
@@ -49,18 +50,16 @@ pub(super) fn version() -> String {
 
 fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
     let report = report.display().to_string();
-    let mut arguments: Vec<String> =
-        ["--iterations", "1", "--increase-rate", USERS_PER_SECOND, "-q", "-q", "--no-print-metrics"]
-            .into_iter()
-            // The reset after the start would drop what the first pods had.
-            .chain([
-                "--no-reset-metrics",
-                "--no-transaction-metrics",
-                "--no-scenario-metrics",
-                "--no-error-summary",
-            ])
-            .map(str::to_owned)
-            .collect();
+    let mut arguments: Vec<String> = ["--iterations", "1", "--increase-rate", USERS_PER_SECOND, "-q", "-q"]
+        .into_iter()
+        .chain([
+            "--no-print-metrics",
+            "--no-transaction-metrics",
+            "--no-scenario-metrics",
+            "--no-error-summary",
+        ])
+        .map(str::to_owned)
+        .collect();
     arguments.extend([
         "--host".to_owned(),
         format!("http://{host}"),

@@ -267,7 +267,6 @@ pub(super) fn has_cgroups(options: &Options) -> bool {
     own && !options.loopback && rustix::process::geteuid().is_root()
 }
 
-/// Signing takes most of the time: all processors do it.
 fn tenants(
     eks: &SimulatedEks,
     ground: Option<&Ground>,
@@ -279,38 +278,43 @@ fn tenants(
     for visit in &plan.visits {
         roles[visit.pod as usize] = visit.role;
     }
-    let numbered: Vec<(u32, u32)> = (0..).zip(roles).collect();
-    let share = numbered.len().div_ceil(thread::available_parallelism()?.get()).max(1);
-    let made: Result<Vec<Vec<_>>> = thread::scope(|scope| {
-        let make = |pods: &[(u32, u32)]| -> Result<Vec<_>> {
-            pods.iter()
-                .map(|&(pod, role)| tenant(eks, ground, plan.tokens, pod, role, pod < own_networks))
-                .collect()
+    let bodies: Result<Vec<Body>> =
+        (0..pods).zip(roles).map(|(pod, role)| Body::make(ground, pod, role, pod < own_networks)).collect();
+    let bodies = bodies?;
+    // Signing takes most of the time: all processors do it.
+    let share = bodies.len().div_ceil(thread::available_parallelism()?.get()).max(1);
+    let tokens: Vec<Minted> = thread::scope(|scope| {
+        let sign = |bodies: &[Body]| -> Vec<Minted> {
+            bodies.iter().map(|body| mint(eks, &body.name, &body.uid, body.role, plan.tokens)).collect()
         };
-        let threads: Vec<_> = numbered.chunks(share).map(|pods| scope.spawn(move || make(pods))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        let threads: Vec<_> = bodies.chunks(share).map(|bodies| scope.spawn(move || sign(bodies))).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Vec<Minted>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().flat_map(join).collect()
     });
-    Ok(made?.into_iter().flatten().map(Arc::new).map(Some).collect())
+    let tenant = |(Body { uid, role, name, place }, minted)| {
+        Some(Arc::new(Tenant { uid, role, name, place, token: Token::Minted(Mutex::new(minted)) }))
+    };
+    Ok(bodies.into_iter().zip(tokens).map(tenant).collect())
 }
 
-fn tenant(
-    eks: &SimulatedEks,
-    ground: Option<&Ground>,
-    tokens: TokenLife,
-    pod: u32,
+/// A pod without a token.
+struct Body {
+    uid: String,
     role: u32,
-    own_network: bool,
-) -> Result<Tenant> {
-    let spec = PodSpec::new([Qos::Guaranteed, Qos::Burstable, Qos::BestEffort][pod as usize % 3]);
-    let spec = if own_network { spec } else { spec.host_network() };
-    let uid = spec.own_uid().to_owned();
-    let place = ground.map(|ground| ground.node.pod(spec)).transpose()?;
-    let name = format!("{}-{pod}", service_account(role));
-    let token = Token::Minted(Mutex::new(mint(eks, &name, &uid, role, tokens)));
-    Ok(Tenant { uid, role, name, place, token })
+    name: String,
+    place: Option<Pod>,
+}
+
+impl Body {
+    fn make(ground: Option<&Ground>, pod: u32, role: u32, own_network: bool) -> Result<Body> {
+        let spec = PodSpec::new([Qos::Guaranteed, Qos::Burstable, Qos::BestEffort][pod as usize % 3]);
+        let spec = if own_network { spec } else { spec.host_network() };
+        let uid = spec.own_uid().to_owned();
+        let place = ground.map(|ground| ground.node.pod(spec)).transpose()?;
+        Ok(Body { uid, role, name: format!("{}-{pod}", service_account(role)), place })
+    }
 }
 
 fn mint(eks: &SimulatedEks, name: &str, uid: &str, role: u32, life: TokenLife) -> Minted {
