@@ -115,6 +115,9 @@ fn on_the_node(world: &Arc<World>, name: &str, goose_report: &std::path::Path) -
     runtime.block_on(async {
         let directed = tokio::spawn(direct(Arc::clone(world), name.to_owned()));
         let attacked = attack::attack(world, goose_report).await;
+        if attacked.is_ok() {
+            world.until_planned_end().await;
+        }
         world.over.cancel();
         attacked?;
         directed.await?

@@ -36,7 +36,7 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
         .set_client_builder_without_cookies(client)?
         .register_scenario(Scenario::new("pods").register_transaction(Transaction::new(function)));
     let longest = world.last_moment() + OVERHEAD;
-    match timeout(longest, attack.execute()).await {
+    match timeout(longest, Box::pin(attack.execute())).await {
         // Its Display leaves out what was wrong.
         Ok(ended) => ended.map(drop).map_err(|error| anyhow!("goose: {error:?}")),
         Err(_) => bail!("goose had not ended after {} s", longest.as_secs()),

@@ -32,7 +32,7 @@ pub(super) enum Wrong {
     #[error("the access key id {0} was handed out by nobody")]
     Unknown(String),
     #[error("credentials of {was}, asked for by a pod of {wanted}")]
-    WrongRole { was: String, wanted: String },
+    OthersRole { was: String, wanted: String },
     #[error("credentials of {was}, which was replaced by generation {wanted} long before this pod started")]
     FormerRole { was: String, wanted: u32 },
 }
@@ -43,7 +43,7 @@ impl Wrong {
             Wrong::IllFormed(_) => "wrong: ill-formed",
             Wrong::TooLittleLife { .. } => "wrong: too little life left",
             Wrong::Unknown(_) => "wrong: unknown credentials",
-            Wrong::WrongRole { .. } => "wrong: role of others",
+            Wrong::OthersRole { .. } => "wrong: role of others",
             Wrong::FormerRole { .. } => "wrong: former role",
         }
     }
@@ -162,12 +162,12 @@ fn of_role(session: &Session, due: Due) -> Result<u32, Wrong> {
     let was = format!("{}/{}", session.namespace, session.service_account);
     let wanted = format!("{NAMESPACE}/{}", service_account(due.role));
     if was != wanted {
-        return Err(Wrong::WrongRole { was, wanted });
+        return Err(Wrong::OthersRole { was, wanted });
     }
     let prefix = format!("role/app-{}-g", due.role);
     let generation = session.role_arn.split_once(&prefix).and_then(|(_, generation)| generation.parse().ok());
     match generation {
-        None => Err(Wrong::WrongRole { was: session.role_arn.clone(), wanted }),
+        None => Err(Wrong::OthersRole { was: session.role_arn.clone(), wanted }),
         Some(generation) if generation < due.generation => {
             Err(Wrong::FormerRole { was: session.role_arn.clone(), wanted: due.generation })
         }

@@ -1,7 +1,7 @@
 //! One goose user: a pod, from its start to its end, with the manners of its SDK.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use goose::goose::{GooseUser, TransactionResult};
 use serde::Deserialize;
@@ -17,13 +17,19 @@ use super::stage::Tenant;
 use super::world::World;
 use crate::clock;
 
+const BEFORE_THE_START: Duration = Duration::from_millis(50);
+
 /// The whole life of goose user number `user.weighted_users_index`.
-pub(super) async fn live(world: &World, user: &mut GooseUser) -> TransactionResult {
+pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> TransactionResult {
     world.arrive();
     let Some(visit) = world.plan.visits.get(user.weighted_users_index) else { return Ok(()) };
     let Some(beginning) = world.beginning().await else { return Ok(()) };
     let mut schedule = Schedule::new(visit.pace, visit.start, visit.end);
     let mut sdk: Option<Sdk<'_>> = None;
+    wait(world, None, beginning + visit.start.saturating_sub(BEFORE_THE_START)).await;
+    if visit.dies {
+        prepare(world, visit.pod).await;
+    }
     while let Some(wanted) = schedule.next() {
         let intended = beginning + wanted;
         wait(world, sdk.as_mut(), intended).await;
@@ -54,6 +60,16 @@ pub(super) async fn live(world: &World, user: &mut GooseUser) -> TransactionResu
         end(world, visit, beginning, sdk).await;
     }
     Ok(())
+}
+
+/// The kubelet has the token ready before the pod starts; signing one takes a millisecond.
+async fn prepare(world: &Arc<World>, pod: u32) {
+    let world = Arc::clone(world);
+    let signed = tokio::task::spawn_blocking(move || {
+        world.stage.tenant(pod).map(|tenant| world.stage.token(&tenant).is_ok())
+    });
+    // A token that cannot be had is reported when it is wanted.
+    let _either_way = signed.await;
 }
 
 /// Sleeps, and lets go of a connection that the agent closes meanwhile, as every SDK's pool does sooner or later.

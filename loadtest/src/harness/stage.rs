@@ -13,7 +13,7 @@ use super::agent::{Agent, NODE_NAME};
 use super::check::{NAMESPACE, role_arn, service_account};
 use super::http::Endpoint;
 use super::options::{Options, Target};
-use super::plan::{Plan, Step, TokenLife};
+use super::plan::{Plan, Step, TokenLife, Visit};
 use crate::clock;
 use crate::eks::{AssociationChange, Config, PodToken, SimulatedEks};
 use crate::node::{Layout, Node, Place, Pod, PodSpec, Qos};
@@ -68,6 +68,13 @@ struct Minted {
     until: Option<Instant>,
 }
 
+impl Minted {
+    /// When it is first read.
+    fn later() -> Minted {
+        Minted { text: "".into(), until: Some(clock::mono()) }
+    }
+}
+
 impl std::fmt::Debug for Minted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Minted").field("until", &self.until).finish_non_exhaustive()
@@ -90,8 +97,7 @@ impl Stage {
         let ground = if has_cgroups(options) { Some(Ground::start()?) } else { None };
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("eks").enable_all().build()?;
-        let config = Config { settings: plan.eks.clone(), ..Config::default() };
-        let start = || runtime.block_on(SimulatedEks::start(config));
+        let start = || runtime.block_on(SimulatedEks::start(Config::default()));
         // A listener belongs to the network namespace that it was made in, whichever thread serves it.
         let eks = match &ground {
             Some(ground) => ground.node.agent().run(start)?,
@@ -101,6 +107,8 @@ impl Stage {
         let associations = (0..plan.roles)
             .map(|role| eks.create_association(NAMESPACE, &service_account(role), &role_arn(role, 0)))
             .collect();
+        // Only now: a delay of associations is for those that change in the run.
+        eks.settings(|settings| *settings = plan.eks.clone());
         let tenants = tenants(&eks, ground.as_ref(), plan, options.netns)?;
         let more = [plan.agent_args.as_slice(), &options.agent_args].concat();
         let node = ground.as_ref().map(|ground| Arc::clone(&ground.node));
@@ -273,19 +281,19 @@ fn tenants(
     plan: &Plan,
     own_networks: u32,
 ) -> Result<Vec<Option<Arc<Tenant>>>> {
-    let pods = plan.pods();
-    let mut roles = vec![0; pods as usize];
-    for visit in &plan.visits {
-        roles[visit.pod as usize] = visit.role;
+    let mut first_visits = vec![None; plan.pods() as usize];
+    for visit in plan.visits.iter().rev() {
+        first_visits[visit.pod as usize] = Some(visit);
     }
-    let bodies: Result<Vec<Body>> =
-        (0..pods).zip(roles).map(|(pod, role)| Body::make(ground, pod, role, pod < own_networks)).collect();
+    let make = |visit: &Visit| Body::make(ground, visit, visit.pod < own_networks);
+    let bodies: Result<Vec<Body>> = first_visits.into_iter().flatten().map(make).collect();
     let bodies = bodies?;
     // Signing takes most of the time: all processors do it.
     let share = bodies.len().div_ceil(thread::available_parallelism()?.get()).max(1);
     let tokens: Vec<Minted> = thread::scope(|scope| {
         let sign = |bodies: &[Body]| -> Vec<Minted> {
-            bodies.iter().map(|body| mint(eks, &body.name, &body.uid, body.role, plan.tokens)).collect()
+            let sign = |body: &Body| mint(eks, &body.name, &body.uid, body.role, plan.tokens);
+            bodies.iter().map(|body| if body.comes_later { Minted::later() } else { sign(body) }).collect()
         };
         let threads: Vec<_> = bodies.chunks(share).map(|bodies| scope.spawn(move || sign(bodies))).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, Vec<Minted>>| {
@@ -293,7 +301,8 @@ fn tenants(
         };
         threads.into_iter().flat_map(join).collect()
     });
-    let tenant = |(Body { uid, role, name, place }, minted)| {
+    let tenant = |(body, minted)| {
+        let Body { uid, role, name, place, .. } = body;
         Some(Arc::new(Tenant { uid, role, name, place, token: Token::Minted(Mutex::new(minted)) }))
     };
     Ok(bodies.into_iter().zip(tokens).map(tenant).collect())
@@ -305,15 +314,19 @@ struct Body {
     role: u32,
     name: String,
     place: Option<Pod>,
+    /// It dies within the run, so it is made in it, and its token with it.
+    comes_later: bool,
 }
 
 impl Body {
-    fn make(ground: Option<&Ground>, pod: u32, role: u32, own_network: bool) -> Result<Body> {
+    fn make(ground: Option<&Ground>, visit: &Visit, own_network: bool) -> Result<Body> {
+        let Visit { pod, role, dies, .. } = *visit;
         let spec = PodSpec::new([Qos::Guaranteed, Qos::Burstable, Qos::BestEffort][pod as usize % 3]);
         let spec = if own_network { spec } else { spec.host_network() };
         let uid = spec.own_uid().to_owned();
         let place = ground.map(|ground| ground.node.pod(spec)).transpose()?;
-        Ok(Body { uid, role, name: format!("{}-{pod}", service_account(role)), place })
+        let name = format!("{}-{pod}", service_account(role));
+        Ok(Body { uid, role, name, place, comes_later: dies })
     }
 }
 

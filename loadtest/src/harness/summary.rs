@@ -125,6 +125,16 @@ fn notes(world: &World) -> Vec<String> {
         (false, false) => "The pods are this machine's own network, and the agent is where it was found.",
     };
     notes.push(place.to_owned());
+    if let Some(eks) = world.stage.eks() {
+        let counts = eks.counts();
+        let results: Vec<String> =
+            counts.by_result.iter().map(|(result, count)| format!("{count} {result}")).collect();
+        let fetches = counts.issuer_key_fetches;
+        notes.push(format!(
+            "EKS Auth's answers: {}. The issuer's keys were fetched {fetches} times.",
+            results.join(", ")
+        ));
+    }
     notes.push(
         "Latency is that of the wants that were served, from when the pod wanted credentials. The harness's processor time \
          has the simulated EKS's in it."

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::check::Judge;
@@ -66,6 +66,13 @@ impl World {
         let mut began = self.began.subscribe();
         let began = self.over.run_until_cancelled(began.wait_for(Option::is_some)).await?;
         began.ok().and_then(|began| *began)
+    }
+
+    /// What happens after the last pod has ended is of interest as well.
+    pub(super) async fn until_planned_end(&self) {
+        if let Some(beginning) = self.beginning().await {
+            self.over.run_until_cancelled(sleep_until(beginning + self.plan.duration)).await;
+        }
     }
 
     /// The longest that pods may take to settle what they wanted.
