@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::bench::middle::Middle;
+use crate::bench::row::{Control, Goal, Row, Unit};
 use crate::build::cargo;
 use crate::process::is_root;
 use crate::report::{Counts, step, table};
@@ -16,10 +18,12 @@ const GOAL: f64 = 1.01;
 /// With more, measurements without any change differ by as much as what is looked for.
 const CONTROL: f64 = 0.005;
 
+const MEASUREMENTS: u32 = 150;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// How many measurements; one takes about a quarter of a second
-    #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u32).range(20..))]
+    #[arg(long, value_name = "N", default_value_t = MEASUREMENTS, value_parser = clap::value_parser!(u32).range(20..))]
     measurements: u32,
 }
 
@@ -42,12 +46,31 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         bail!("bench-connect loads eBPF programs, which takes root");
     }
+    judge(&measure(arguments.measurements).await?)
+}
+
+/// For the table of `cargo xtask bench`.
+pub(crate) async fn row() -> Result<Row> {
+    let measured = Measured::of(&measure(MEASUREMENTS).await?);
+    let Series { plain, ratio } = measured.connect;
+    Ok(Row {
+        what: "unrelated connect(), kernel programs attached".to_owned(),
+        value: ratio.median,
+        unit: Unit::Ratio,
+        interval: Some(ratio.interval),
+        control: Some(Control { ratio: measured.control.ratio.median, tolerance: CONTROL }),
+        goal: Some(Goal::AtMost(GOAL)),
+        detail: format!("{:.1} µs without, {:+.2} µs", plain / 1000.0, (ratio.median - 1.0) * plain / 1000.0),
+    })
+}
+
+async fn measure(measurements: u32) -> Result<Vec<Line>> {
     step("Building the bench program (cargo)");
     let mut command = cargo();
     // What is measured is the kernel's: how this program is compiled does not matter.
     command
         .args(["bench", "--quiet", "--profile", "dev", "--package", "podcred", "--bench", "connect", "--"])
-        .arg(arguments.measurements.to_string())
+        .arg(measurements.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
@@ -56,7 +79,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     let mut measured = Vec::new();
     while let Some(line) = lines.next_line().await? {
         if measured.is_empty() {
-            step(&format!("Measuring {} times, with the programs and without", arguments.measurements));
+            step(&format!("Measuring {measurements} times, with the programs and without"));
         }
         measured.push(Line::parse(&line).with_context(|| format!("the bench program says {line:?}"))?);
     }
@@ -64,38 +87,62 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !status.success() {
         bail!("the bench program ended with {status}");
     }
-    judge(&measured)
+    Ok(measured)
+}
+
+#[derive(Debug)]
+struct Measured {
+    control: Series,
+    connect: Series,
+    whole: Series,
+}
+
+impl Measured {
+    fn of(lines: &[Line]) -> Measured {
+        let series = |with_programs: bool, pair: fn(&Line) -> Pair| {
+            let lines = lines.iter().filter(move |line| line.with_programs == with_programs);
+            Series::of(&lines.map(pair).collect::<Vec<_>>())
+        };
+        Measured {
+            control: series(false, |line| line.connect),
+            connect: series(true, |line| line.connect),
+            whole: series(true, |line| line.whole),
+        }
+    }
 }
 
 fn judge(measured: &[Line]) -> Result<Counts> {
-    let series = |with_programs: bool, pair: fn(&Line) -> Pair| {
-        let lines = measured.iter().filter(move |line| line.with_programs == with_programs);
-        Series::of(&lines.map(pair).collect::<Vec<_>>())
-    };
-    let control = series(false, |line| line.connect);
-    let connect = series(true, |line| line.connect);
-    let whole = series(true, |line| line.whole);
+    let Measured { control, connect, whole } = Measured::of(measured);
     let rows = [
         ("connect(), nothing attached in either", &control),
         ("connect(), programs attached", &connect),
         ("socket() to close(), programs attached", &whole),
     ];
     let rows = rows.map(|(what, series)| {
-        let [low, high] = series.interval;
+        let [low, high] = series.ratio.interval;
         let plain = format!("{:.1} us", series.plain / 1000.0);
-        let cost = format!("{:+.2} us", (series.ratio - 1.0) * series.plain / 1000.0);
-        vec![what.to_owned(), plain, cost, format!("{:.4}", series.ratio), format!("{low:.4} to {high:.4}")]
+        let cost = format!("{:+.2} us", (series.ratio.median - 1.0) * series.plain / 1000.0);
+        vec![
+            what.to_owned(),
+            plain,
+            cost,
+            format!("{:.4}", series.ratio.median),
+            format!("{low:.4} to {high:.4}"),
+        ]
     });
     println!("\n{}", table(&["over loopback", "without", "cost", "ratio", "95 %"], &rows));
-    if (control.ratio - 1.0).abs() > CONTROL {
-        bail!("this machine is too busy to tell: rounds that differ by nothing give {:.4}", control.ratio);
+    if (control.ratio.median - 1.0).abs() > CONTROL {
+        bail!(
+            "this machine is too busy to tell: rounds that differ by nothing give {:.4}",
+            control.ratio.median
+        );
     }
     // Measured: 1.06 alone, 1.03 while another process held programs at a cgroup of its own. Rounds without ours then pay for
     // its as well, which no interval shows.
     println!(
         "Only true while nothing else on this machine has cgroup programs attached: beside others the cost looks half as high"
     );
-    let passed = connect.ratio <= GOAL;
+    let passed = connect.ratio.median <= GOAL;
     let verdict = if passed { "passed" } else { "FAILED" };
     println!("{verdict}: the goal is a connect() of at most {GOAL} times");
     Ok(Counts { passed: passed.into(), failed: (!passed).into(), skipped: 0 })
@@ -105,28 +152,13 @@ fn judge(measured: &[Line]) -> Result<Counts> {
 #[derive(Debug)]
 struct Series {
     plain: f64,
-    ratio: f64,
-    /// Where the ratio is with 95 % confidence, whatever its distribution: between the ranks within which as many heads of
-    /// a fair coin fall.
-    interval: [f64; 2],
+    ratio: Middle,
 }
 
 impl Series {
     fn of(pairs: &[Pair]) -> Series {
-        let sorted = |mut numbers: Vec<f64>| {
-            numbers.sort_by(f64::total_cmp);
-            numbers
-        };
-        let ratios = sorted(pairs.iter().map(|pair| pair.changed / pair.plain).collect());
-        let plain = sorted(pairs.iter().map(|pair| pair.plain).collect());
-        let middle = pairs.len() as f64 / 2.0;
-        let away = 0.98 * (pairs.len() as f64).sqrt();
-        let at = |numbers: &[f64], rank: f64| {
-            let rank = (rank.max(0.0) as usize).min(numbers.len().saturating_sub(1));
-            numbers.get(rank).copied().unwrap_or(f64::NAN)
-        };
-        let interval = [at(&ratios, (middle - away).floor()), at(&ratios, (middle + away).ceil())];
-        Series { plain: at(&plain, middle), ratio: at(&ratios, middle), interval }
+        let plain = Middle::of(pairs.iter().map(|pair| pair.plain)).median;
+        Series { plain, ratio: Middle::of(pairs.iter().map(|pair| pair.changed / pair.plain)) }
     }
 }
 
@@ -148,15 +180,6 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_interval_lies_around_the_median_and_leaves_outliers_out() {
-        let mut pairs: Vec<Pair> =
-            (0..100).rev().map(|n| Pair { changed: f64::from(n), plain: 1.0 }).collect();
-        pairs.push(Pair { changed: 1e9, plain: 1.0 });
-        let series = Series::of(&pairs);
-        assert_eq!((series.ratio, series.interval), (50.0, [40.0, 61.0]));
-    }
 
     #[test]
     fn measurements_are_read_off_the_lines_of_the_bench_program() {

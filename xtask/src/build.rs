@@ -24,17 +24,34 @@ pub(crate) struct Binaries {
     pub(crate) sdk_rust: PathBuf,
 }
 
+impl Profile {
+    /// As cargo knows it, and the folder below `target/` that it builds into.
+    fn name_and_folder(self) -> (&'static str, &'static str) {
+        match self {
+            Profile::Release => ("release", "release"),
+            Profile::Dev => ("dev", "debug"),
+        }
+    }
+}
+
 pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
-    let (name, folder) = match profile {
-        Profile::Release => ("release", "release"),
-        Profile::Dev => ("dev", "debug"),
-    };
-    step(&format!("Building podcred, the simulated EKS and the Rust client (cargo, profile {name})"));
+    let packages = ["--bins", "-p", "podcred", "-p", "loadtest", "-p", "sdk-rust"];
+    let folder = build("podcred, the simulated EKS and the Rust client", profile, &packages).await?;
+    Ok(Binaries {
+        agent: folder.join("podcred"),
+        simulated_eks: folder.join("simulated-eks"),
+        sdk_rust: folder.join("sdk-rust"),
+    })
+}
+
+/// `cargo build`; gives the folder of what was built.
+pub(crate) async fn build(what: &str, profile: Profile, arguments: &[&str]) -> Result<PathBuf> {
+    let (name, folder) = profile.name_and_folder();
+    step(&format!("Building {what} (cargo, profile {name})"));
     let clock = Stopwatch::start();
-    let packages = ["-p", "podcred", "-p", "loadtest", "-p", "sdk-rust"];
     let status = cargo()
-        .args(["build", "--bins", "--profile", name])
-        .args(packages)
+        .args(["build", "--profile", name])
+        .args(arguments)
         .kill_on_drop(true)
         .status()
         .await
@@ -43,12 +60,7 @@ pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
         bail!("cargo build ended with {status}");
     }
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
-    let folder = target().join(folder);
-    Ok(Binaries {
-        agent: folder.join("podcred"),
-        simulated_eks: folder.join("simulated-eks"),
-        sdk_rust: folder.join("sdk-rust"),
-    })
+    Ok(target().join(folder))
 }
 
 /// cargo, in the workspace's folder.

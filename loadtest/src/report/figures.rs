@@ -20,6 +20,10 @@ pub(super) fn number(value: f64) -> String {
     if value.abs() >= 100.0 || value.fract() == 0.0 { grouped(value) } else { digits(value) }
 }
 
+pub(super) fn count(value: u64) -> String {
+    grouped(value as f64)
+}
+
 pub(super) fn milliseconds(value: f64) -> String {
     match value {
         0.0 => "0 ms".to_owned(),
