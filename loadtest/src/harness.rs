@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<Run> {
     let before = summary::Before::now();
     let result = std::thread::scope(|scope| {
         // A thread of its own: it, and those that it makes, are on the simulated node for good.
-        let thread = scope.spawn(|| on_the_node(&world, &name, &output.join("goose.html")));
+        let thread = scope.spawn(|| on_the_node(&world, &name, &output.join(crate::report::GOOSE)));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     result?;

@@ -31,13 +31,18 @@ impl Scenario {
             return None;
         };
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Scenario { name, binary: binary.into(), folder: tempfile::tempdir().unwrap(), _alone: alone })
+        Some(Scenario {
+            name,
+            binary: binary.into(),
+            folder: tempfile::tempdir().expect("a folder"),
+            _alone: alone,
+        })
     }
 
     fn output(&self, more: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args([self.name, "--short", "--binary"]).arg(&self.binary);
-        command.arg("--output").arg(self.folder.path()).args(more).output().unwrap()
+        command.arg("--output").arg(self.folder.path()).args(more).output().expect("the harness starts")
     }
 
     /// The run, which held what this scenario expects by itself, or what is expected here of a build that is not optimized.
@@ -63,7 +68,8 @@ impl Scenario {
 }
 
 fn read(folder: &Path) -> Run {
-    serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap()
+    let report = std::fs::read(folder.join("report.json")).expect("a report");
+    serde_json::from_slice(&report).expect("a run")
 }
 
 #[track_caller]

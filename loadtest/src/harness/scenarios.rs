@@ -54,6 +54,14 @@ pub(super) struct Ask {
     pub(super) short: bool,
 }
 
+impl Ask {
+    /// A pod that is served from the cache waits no longer than this, on a machine that has time for it. A short run is made
+    /// on any machine, and of a build that need not be optimized.
+    fn quick(&self, p99: &str) -> String {
+        format!("{p99}<{}", if self.short { "1s" } else { "50ms" })
+    }
+}
+
 /// A scenario as its file gives it.
 struct Parts {
     question: &'static str,

@@ -41,7 +41,8 @@ fn plan(ask: &mut Ask) -> Plan {
         "requests(thieves)>=1",
         "wrong=0",
     ]);
-    plan.expect(&["p99(honest)<50ms", "eks_auth_calls<=roles"]);
+    plan.expect(&["eks_auth_calls<=roles"]);
     plan.findings.push(Finding::ThievesNamed);
+    plan.expectations.push(ask.quick("p99(honest)"));
     plan
 }
