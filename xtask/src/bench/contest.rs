@@ -91,9 +91,10 @@ async fn one_round(
     let clocks = || servers.iter().map(|server| server.process.cpu()).collect::<Result<Vec<_>>>();
     let before = clocks()?;
     let runs = servers.map(|server| wrk::run(client, &server.url, connections, seconds));
-    let requests = try_join_all(runs).await?;
+    let ran = try_join_all(runs).await?;
     let after = clocks()?;
-    let cost = |server: usize| (after[server] - before[server]).as_secs_f64() * 1e6 / requests[server] as f64;
+    let cost =
+        |server: usize| (after[server] - before[server]).as_secs_f64() * 1e6 / ran[server].requests as f64;
     Ok(Pair { reference: cost(0), other: cost(1) })
 }
 

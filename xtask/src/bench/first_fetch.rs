@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout};
 
-use super::Tools;
 use super::asking::Asking;
 use super::ground::Ground;
 use super::middle::Middle;
 use super::row::{Row, Unit};
 use super::watched::Watched;
+use crate::build::Binaries;
 use crate::clock::Stopwatch;
 use crate::process::Process;
 use crate::report::step;
@@ -27,14 +27,14 @@ struct Cost {
     cpu: f64,
 }
 
-pub(crate) async fn measure(ground: &Ground<'_>, tools: &Tools) -> Result<Vec<Row>> {
+pub(crate) async fn measure(ground: &Ground<'_>, binaries: &Binaries) -> Result<Vec<Row>> {
     // The first of each connects to EKS Auth, and the agent's fetches the issuer's keys.
     let roles = FETCHES + 1;
     let (tokens, alone) =
         (ground.tokens("first", roles, roles).await?, ground.tokens("alone", roles, roles).await?);
     let agent = ground.agent().await?;
     let mut asking = Asking::open(&ground.place, agent.address).await?;
-    let mut sdk = Sdk::start(ground, tools)?;
+    let mut sdk = Sdk::start(ground, binaries)?;
     step(&format!("{FETCHES} first fetches, and as many calls of EKS Auth by the SDK alone"));
     let mut costs = Vec::new();
     for (token, alone) in tokens.all.iter().zip(&alone.all) {
@@ -76,8 +76,8 @@ struct Sdk {
 }
 
 impl Sdk {
-    fn start(ground: &Ground<'_>, tools: &Tools) -> Result<Sdk> {
-        let mut command = ground.place.command(&tools.eks_auth_calls.display().to_string());
+    fn start(ground: &Ground<'_>, binaries: &Binaries) -> Result<Sdk> {
+        let mut command = ground.place.command(&binaries.eks_auth_calls.display().to_string());
         command
             .args([ground.eks.cluster_name(), ground.eks.url()])
             .env_clear()
