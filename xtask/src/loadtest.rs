@@ -73,16 +73,12 @@ pub(crate) async fn short() -> Result<Counts> {
     Ok(counts)
 }
 
-/// The harness's expectations pass or fail as a whole.
+/// The harness says where its report is. Its expectations pass or fail as a whole.
 async fn drive(binaries: &Binaries, scenario: Scenario, flags: &[String], folder: &Path) -> Result<Counts> {
     let mut command = Command::new(&binaries.loadtest);
     command.arg(scenario.name()).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
     command.args(flags).stdin(Stdio::null());
     let status = to_its_end("the load harness", command).await?;
-    let report = folder.join("report.html");
-    if report.is_file() {
-        println!("The report: {}", report.display());
-    }
     match status.code() {
         Some(0) => Ok(Counts { passed: 1, ..Counts::default() }),
         Some(1) => Ok(Counts { failed: 1, ..Counts::default() }),
