@@ -21,6 +21,7 @@
 //! | `POST /control/tokens` | [`PodToken`] `{namespace, serviceAccount, podName, serviceAccountUid?, podUid?, nodeName?, audience?, expirationSeconds?, claimOverrides?: {"/json/pointer": value or null}, headerOverrides?: {name: value or null}, foreignKey?}` → [`Minted`] `{token, expirationTimestamp, expires, tokenId, podUid, serviceAccountUid}` |
 //! | `POST /control/keys/rotate` | `{publish?: true, retireOld?: false}` → `{kid}`; a new key signs from now on |
 //! | `POST /control/keys/publish` | → `{}`; publishes the key that signs |
+//! | `POST /control/associations` | [`NewAssociation`], as the real API has it, unsigned → [`Association`] |
 //! | `PUT /control/roles` | `{arn, trustPolicy?: {…}}` → `{arn}`; without a policy the role trusts EKS Pod Identity |
 //! | `GET /control/sessions/ACCESS_KEY_ID` | → [`Session`] `{roleArn, sessionArn, tags, transitiveTagKeys, policy, expiration, …}` |
 //! | `POST /control/pods/UID/delete` | → `{}`; its tokens are refused as InvalidTokenException from now on |

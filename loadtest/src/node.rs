@@ -119,6 +119,11 @@ impl Node {
         Addresses::node().v4
     }
 
+    /// Where a load generator is while it is no pod: the node's network namespace, and the cgroup of the process.
+    pub fn home(&self) -> Result<Place> {
+        Place::new(self.shared.domain.path(), Arc::clone(&self.shared.namespace))
+    }
+
     /// The cgroup below which all pods are.
     pub fn kubepods(&self) -> &Path {
         &self.kubepods

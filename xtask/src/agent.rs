@@ -73,6 +73,10 @@ impl Agent {
         self.process.check()
     }
 
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.process.id()
+    }
+
     pub(crate) async fn stop(self) -> Result<()> {
         self.process.stop().await
     }

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use crate::bench::middle::Middle;
+use crate::bench::row::{Control, Goal, Row, Unit};
 use crate::build::cargo;
 use crate::process::is_root;
 use crate::report::{Counts, step, table};
@@ -18,10 +20,12 @@ const GOAL: f64 = 1.01;
 /// With more, measurements without any change differ by as much as what is looked for.
 const CONTROL: f64 = 0.005;
 
+const MEASUREMENTS: u32 = 150;
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// How many measurements; one takes about a quarter of a second
-    #[arg(long, value_name = "N", default_value_t = 150, value_parser = clap::value_parser!(u32).range(20..))]
+    #[arg(long, value_name = "N", default_value_t = MEASUREMENTS, value_parser = clap::value_parser!(u32).range(20..))]
     measurements: u32,
 }
 
@@ -57,12 +61,36 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         bail!("bench-connect loads eBPF programs, which takes root");
     }
+    judge(&measure(arguments.measurements).await?)
+}
+
+/// For the table of `cargo xtask bench`.
+pub(crate) async fn row() -> Result<Row> {
+    let Measured { control, outward, ours, .. } = Measured::of(&measure(MEASUREMENTS).await?);
+    let Series { plain, ratio } = outward;
+    Ok(Row {
+        what: "unrelated connect(), kernel programs against such that do nothing".to_owned(),
+        value: ours.median,
+        unit: Unit::Ratio,
+        interval: Some(ours.interval),
+        control: Some(Control { ratio: control.ratio.median, tolerance: CONTROL }),
+        goal: Some(Goal::AtMost(GOAL)),
+        detail: format!(
+            "{:.1} µs without any, {:+.2} µs with ours ({:.3})",
+            plain / 1000.0,
+            (ratio.median - 1.0) * plain / 1000.0,
+            ratio.median
+        ),
+    })
+}
+
+async fn measure(measurements: u32) -> Result<Vec<Line>> {
     step("Building the bench program (cargo)");
     let mut command = cargo();
     // What is measured is the kernel's: how this program is compiled does not matter.
     command
         .args(["bench", "--quiet", "--profile", "dev", "--package", "podcred", "--bench", "connect", "--"])
-        .arg(arguments.measurements.to_string())
+        .arg(measurements.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
@@ -71,7 +99,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     let mut measured = Vec::new();
     while let Some(line) = lines.next_line().await? {
         if measured.is_empty() {
-            step(&format!("Measuring {} times, with the programs and without", arguments.measurements));
+            step(&format!("Measuring {measurements} times, with the programs and without"));
         }
         measured.push(Line::parse(&line).with_context(|| format!("the bench program says {line:?}"))?);
     }
@@ -79,45 +107,86 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !status.success() {
         bail!("the bench program ended with {status}");
     }
-    judge(&measured)
+    Ok(measured)
+}
+
+#[derive(Debug)]
+struct Measured {
+    control: Series,
+    empty: Series,
+    outward: Series,
+    outward_whole: Series,
+    inward: Series,
+    inward_whole: Series,
+    /// A connect() out of a pod with our programs, to one with programs that do nothing.
+    ours: Middle,
+}
+
+impl Measured {
+    fn of(lines: &[Line]) -> Measured {
+        let pairs = |kind: Kind, pair: fn(&Line) -> Pair| {
+            lines.iter().filter(move |line| line.kind == kind).map(pair).collect::<Vec<_>>()
+        };
+        let [control, empty, outward, inward] = [Kind::Control, Kind::Empty, Kind::Outward, Kind::Inward]
+            .map(|kind| pairs(kind, |line| line.connect));
+        let [outward_whole, inward_whole] =
+            [Kind::Outward, Kind::Inward].map(|kind| pairs(kind, |line| line.whole));
+        let slower = |pair: &Pair| pair.changed / pair.plain;
+        let beside = outward.iter().zip(&empty);
+        let beside: Vec<Pair> =
+            beside.map(|(ours, empty)| Pair { changed: slower(ours), plain: slower(empty) }).collect();
+        Measured {
+            ours: Series::of(&beside).ratio,
+            control: Series::of(&control),
+            empty: Series::of(&empty),
+            outward: Series::of(&outward),
+            outward_whole: Series::of(&outward_whole),
+            inward: Series::of(&inward),
+            inward_whole: Series::of(&inward_whole),
+        }
+    }
 }
 
 fn judge(measured: &[Line]) -> Result<Counts> {
-    let series = |kind: Kind, pair: fn(&Line) -> Pair| {
-        let lines = measured.iter().filter(move |line| line.kind == kind);
-        Series::of(&lines.map(pair).collect::<Vec<_>>())
-    };
-    let control = series(Kind::Control, |line| line.connect);
-    let empty = series(Kind::Empty, |line| line.connect);
-    let connect = series(Kind::Outward, |line| line.connect);
+    let Measured { control, empty, outward, outward_whole, inward, inward_whole, ours } =
+        Measured::of(measured);
     let rows = [
         ("connect() out of a pod, nothing attached", &control),
         ("connect() out of a pod, programs that do nothing", &empty),
-        ("connect() out of a pod", &connect),
-        ("  socket() to close()", &series(Kind::Outward, |line| line.whole)),
-        ("connect() within a pod: both ends pay", &series(Kind::Inward, |line| line.connect)),
-        ("  socket() to close()", &series(Kind::Inward, |line| line.whole)),
+        ("connect() out of a pod", &outward),
+        ("  socket() to close()", &outward_whole),
+        ("connect() within a pod: both ends pay", &inward),
+        ("  socket() to close()", &inward_whole),
     ];
     let rows = rows.map(|(what, series)| {
-        let [low, high] = series.interval;
+        let [low, high] = series.ratio.interval;
         let plain = format!("{:.1} us", series.plain / 1000.0);
-        let cost = format!("{:+.2} us", (series.ratio - 1.0) * series.plain / 1000.0);
-        vec![what.to_owned(), plain, cost, format!("{:.4}", series.ratio), format!("{low:.4} to {high:.4}")]
+        let cost = format!("{:+.2} us", (series.ratio.median - 1.0) * series.plain / 1000.0);
+        vec![
+            what.to_owned(),
+            plain,
+            cost,
+            format!("{:.4}", series.ratio.median),
+            format!("{low:.4} to {high:.4}"),
+        ]
     });
     println!("\n{}", table(&["what the programs cost", "without", "cost", "ratio", "95 %"], &rows));
-    if (control.ratio - 1.0).abs() > CONTROL {
-        bail!("this machine is too busy to tell: rounds that differ by nothing give {:.4}", control.ratio);
+    if (control.ratio.median - 1.0).abs() > CONTROL {
+        bail!(
+            "this machine is too busy to tell: rounds that differ by nothing give {:.4}",
+            control.ratio.median
+        );
     }
     // Measured: 1.06 alone, 1.03 while another process held programs at a cgroup of its own. Rounds without ours then pay for
     // its as well, which no interval shows.
     println!(
         "Only true while nothing else on this machine has cgroup programs attached: beside others the cost looks half as high"
     );
-    let ours = connect.ratio / empty.ratio;
-    let passed = ours <= GOAL;
+    let passed = ours.median <= GOAL;
     let verdict = if passed { "passed" } else { "FAILED" };
     println!(
-        "{verdict}: out of a pod a connect() takes {ours:.4} times what it takes with programs that do nothing; the goal is {GOAL}"
+        "{verdict}: out of a pod a connect() takes {:.4} times what it takes with programs that do nothing; the goal is {GOAL}",
+        ours.median
     );
     Ok(Counts { passed: passed.into(), failed: (!passed).into(), skipped: 0 })
 }
@@ -126,28 +195,13 @@ fn judge(measured: &[Line]) -> Result<Counts> {
 #[derive(Debug)]
 struct Series {
     plain: f64,
-    ratio: f64,
-    /// Where the ratio is with 95 % confidence, whatever its distribution: between the ranks within which as many heads of
-    /// a fair coin fall.
-    interval: [f64; 2],
+    ratio: Middle,
 }
 
 impl Series {
     fn of(pairs: &[Pair]) -> Series {
-        let sorted = |mut numbers: Vec<f64>| {
-            numbers.sort_by(f64::total_cmp);
-            numbers
-        };
-        let ratios = sorted(pairs.iter().map(|pair| pair.changed / pair.plain).collect());
-        let plain = sorted(pairs.iter().map(|pair| pair.plain).collect());
-        let middle = pairs.len() as f64 / 2.0;
-        let away = 0.98 * (pairs.len() as f64).sqrt();
-        let at = |numbers: &[f64], rank: f64| {
-            let rank = (rank.max(0.0) as usize).min(numbers.len().saturating_sub(1));
-            numbers.get(rank).copied().unwrap_or(f64::NAN)
-        };
-        let interval = [at(&ratios, (middle - away).floor()), at(&ratios, (middle + away).ceil())];
-        Series { plain: at(&plain, middle), ratio: at(&ratios, middle), interval }
+        let plain = Middle::of(pairs.iter().map(|pair| pair.plain)).median;
+        Series { plain, ratio: Middle::of(pairs.iter().map(|pair| pair.changed / pair.plain)) }
     }
 }
 
@@ -171,15 +225,6 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_interval_lies_around_the_median_and_leaves_outliers_out() {
-        let mut pairs: Vec<Pair> =
-            (0..100).rev().map(|n| Pair { changed: f64::from(n), plain: 1.0 }).collect();
-        pairs.push(Pair { changed: 1e9, plain: 1.0 });
-        let series = Series::of(&pairs);
-        assert_eq!((series.ratio, series.interval), (50.0, [40.0, 61.0]));
-    }
 
     #[test]
     fn measurements_are_read_off_the_lines_of_the_bench_program() {

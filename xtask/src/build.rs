@@ -22,14 +22,18 @@ pub(crate) struct Binaries {
     pub(crate) agent: PathBuf,
     pub(crate) simulated_eks: PathBuf,
     pub(crate) sdk_rust: PathBuf,
+    pub(crate) loadtest: PathBuf,
+    pub(crate) bare_hyper: PathBuf,
+    pub(crate) eks_auth_calls: PathBuf,
 }
 
+/// All of them whatever is wanted, so that cargo compiles their dependencies with one set of features; and without those of tests.
 pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
     let (name, folder) = match profile {
         Profile::Release => ("release", "release"),
         Profile::Dev => ("dev", "debug"),
     };
-    step(&format!("Building podcred, the simulated EKS and the Rust client (cargo, profile {name})"));
+    step(&format!("Building podcred and what it is tried with (cargo, profile {name})"));
     let clock = Stopwatch::start();
     let packages = ["-p", "podcred", "-p", "loadtest", "-p", "sdk-rust"];
     let status = cargo()
@@ -43,11 +47,14 @@ pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
         bail!("cargo build ended with {status}");
     }
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
-    let folder = target().join(folder);
+    let built = |program: &str| target().join(folder).join(program);
     Ok(Binaries {
-        agent: folder.join("podcred"),
-        simulated_eks: folder.join("simulated-eks"),
-        sdk_rust: folder.join("sdk-rust"),
+        agent: built("podcred"),
+        simulated_eks: built("simulated-eks"),
+        sdk_rust: built("sdk-rust"),
+        loadtest: built("loadtest"),
+        bare_hyper: built("bare-hyper"),
+        eks_auth_calls: built("eks-auth-calls"),
     })
 }
 

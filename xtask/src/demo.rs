@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-mod network;
+pub(crate) mod network;
 mod outcome;
-mod thief;
+pub(crate) mod thief;
 
 use crate::agent::Agent;
 use crate::build::{self, Profile, target};

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod agent;
+mod bench;
 mod bench_connect;
 mod build;
 mod build_ebpf;
@@ -18,6 +19,7 @@ mod demo;
 mod eks;
 mod http;
 mod kernels;
+mod loadtest;
 mod namespace;
 mod place;
 mod process;
@@ -49,6 +51,10 @@ enum Task {
     BuildEbpf(build_ebpf::Arguments),
     /// Run the tests that speak to the kernel on Debian's kernels, 5.10 to the newest, under qemu
     Kernels(kernels::Arguments),
+    /// Drive thousands of simulated pods against podcred: one scenario, and a report of it
+    Loadtest(loadtest::Arguments),
+    /// Measure what a request, memory and growth cost, against bare hyper
+    Bench(bench::Arguments),
     /// Measure what the kernel programs cost a connect() that is none of theirs
     BenchConnect(bench_connect::Arguments),
     /// Install what the other tasks need (they call it themselves)
@@ -83,6 +89,8 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Test(arguments) => Box::pin(test::run(&arguments)).await,
         Task::BuildEbpf(arguments) => Box::pin(build_ebpf::run(&arguments)).await,
         Task::Kernels(arguments) => Box::pin(kernels::run(&arguments)).await,
+        Task::Loadtest(arguments) => Box::pin(loadtest::run(&arguments)).await,
+        Task::Bench(arguments) => Box::pin(bench::run(&arguments)).await,
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;

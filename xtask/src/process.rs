@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +30,11 @@ impl Process {
 
     pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.child
+    }
+
+    /// None once it has ended and that is known.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// An error once the process has ended, with the end of its log.
@@ -71,6 +76,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
+}
+
+/// Runs a command to its end, in a process group that ends with the caller; its output goes where ours goes.
+pub(crate) async fn to_its_end(name: &str, mut command: Command) -> Result<ExitStatus> {
+    let child = command.process_group(0).spawn().with_context(|| format!("cannot start {name}"))?;
+    let mut process = Process { name: name.to_owned(), child, log: PathBuf::new() };
+    Ok(process.child.wait().await?)
 }
 
 /// Runs a command to its end; its output is shown only if it fails.

@@ -20,6 +20,9 @@ pub(crate) fn venv() -> PathBuf {
 
 pub(crate) async fn all() -> Result<()> {
     promtool().await?;
+    for program in [chromium().await?, wrk().await?].into_iter().flatten() {
+        step(&format!("Left out: {program}"));
+    }
     if let Some(reason) = emulator().await? {
         step(&format!("Left out: {reason}"));
     }
@@ -88,6 +91,24 @@ pub(crate) async fn promtool() -> Result<Option<PathBuf>> {
     let mut unpack = Command::new("dpkg-deb");
     quietly("dpkg-deb -x", unpack.arg("-x").arg(&package).arg(&folder)).await?;
     Ok(promtool.is_file().then_some(promtool))
+}
+
+/// Sees to it that there is a browser for the tests of reports; returns why not.
+pub(crate) async fn chromium() -> Result<Option<String>> {
+    program("chromium", "chromium", "the look at reports in a browser").await
+}
+
+/// Sees to it that there is a client that costs less than the servers; returns why not.
+pub(crate) async fn wrk() -> Result<Option<String>> {
+    program("wrk", "wrk", "benchmarks of requests").await
+}
+
+async fn program(program: &str, package: &str, what: &str) -> Result<Option<String>> {
+    if !on_path(program) {
+        install_packages(vec![package]).await?;
+    }
+    Ok((!on_path(program))
+        .then(|| format!("{what}: no {program} on the PATH, and only root on Debian can have it installed")))
 }
 
 /// Sees to it that guests can be run here; returns why not.

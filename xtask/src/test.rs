@@ -14,7 +14,7 @@ use crate::clock::Stopwatch;
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step, table};
 use crate::sdk::Sdk;
-use crate::{build_ebpf, demo, kernels, sdks, setup};
+use crate::{build_ebpf, demo, kernels, loadtest, sdks, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -37,6 +37,8 @@ enum Step {
     Sdks,
     /// cargo xtask demo, short
     Demo,
+    /// cargo xtask loadtest, each scenario in a run of seconds
+    Scenarios,
     /// cargo xtask kernels, on the oldest
     Kernels,
     /// cargo deny check
@@ -92,6 +94,7 @@ impl Step {
                 let short = demo::Arguments { keep: false, pods, roles, profile: Profile::Dev, agent: None };
                 Ok((Box::pin(demo::run(&short)).await?, None))
             }
+            Step::Scenarios => scenarios().await,
             Step::Kernels => kernels().await,
             Step::Deny => deny().await,
         }
@@ -108,12 +111,14 @@ async fn one(command: &mut Command) -> Result<(Counts, LeftOut)> {
 async fn tests() -> Result<(Counts, LeftOut)> {
     setup::sdks(&[Sdk::Python, Sdk::Cli]).await?;
     let promtool = setup::promtool().await?;
+    let no_browser = setup::chromium().await?;
     let mut command = cargo();
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .env("PODCRED_AWS_CLIENTS", setup::venv())
         .env("PATH", with_folder_of(promtool.as_deref())?);
     let mut left_out = Vec::new();
+    left_out.extend(no_browser.as_deref());
     if promtool.is_none() {
         left_out.push("promtool's check of /metrics: no promtool and no apt-get");
     }
@@ -155,6 +160,18 @@ pub(crate) fn test_result(line: &str) -> Counts {
         parts.find_map(|part| part.strip_suffix(word)?.trim().parse().ok()).unwrap_or_default()
     };
     Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") }
+}
+
+async fn scenarios() -> Result<(Counts, LeftOut)> {
+    let counts = Box::pin(loadtest::short()).await?;
+    Ok(match is_root() {
+        true => (counts, None),
+        false => {
+            let reason =
+                "what needs root: pods in cgroups and namespaces, and agents that enforce".to_owned();
+            (Counts { skipped: counts.skipped + 1, ..counts }, Some(reason))
+        }
+    })
 }
 
 async fn kernels() -> Result<(Counts, LeftOut)> {

@@ -28,7 +28,8 @@ fn main() -> Result<()> {
     let pod = node.pod(PodSpec::default())?;
     let probe = load(&node)?;
     probe.detach()?;
-    let outside = outside(&node)?;
+    // Neither a pod's nor the agent's.
+    let outside = node.home()?.run(|| listen(node.ipv4()))??;
     let inside = pod.run(|| listen(Ipv4Addr::LOCALHOST))??;
     let measure = || {
         for _ in 0..measurements {
@@ -40,15 +41,6 @@ fn main() -> Result<()> {
         Ok(())
     };
     pod.run(measure)?
-}
-
-/// A server on the node that is neither a pod nor the agent.
-fn outside(node: &Node) -> Result<Socket> {
-    let cgroup = node.cgroup().join("cgroup.threads");
-    node.agent().run(|| {
-        std::fs::write(&cgroup, "0").with_context(|| cgroup.display().to_string())?;
-        listen(node.ipv4())
-    })?
 }
 
 fn listen(on: Ipv4Addr) -> Result<Socket> {

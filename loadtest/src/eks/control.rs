@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::app::App;
+use super::associations::NewAssociation;
 use super::callers::Identity;
 use super::keys::SigningKey;
 use super::reply::{Received, Reply, control_error, json_reply, read_json};
@@ -46,6 +47,11 @@ fn respond(app: &App, path: &[&str], request: &Received) -> Result<Value, Refusa
         (&Method::POST, ["keys", "publish"]) => {
             app.state().keys.publish_current();
             Ok(json!({}))
+        }
+        (&Method::POST, ["associations"]) => {
+            let made =
+                app.associate(read::<NewAssociation>(body)?).map_err(|error| bad(error.to_string()))?;
+            to_json(made)
         }
         (&Method::PUT, ["roles"]) => put_role(app, read(body)?),
         (&Method::GET, ["sessions", access_key_id]) => session(app, access_key_id),

@@ -77,7 +77,7 @@ impl Place {
         // A child starts in the cgroup and the namespaces of the thread that makes it.
         self.run(|| {
             prepare()?;
-            command.spawn().map(Process)
+            Process::spawn(command)
         })?
     }
 
@@ -111,6 +111,11 @@ impl Place {
 pub struct Process(Child);
 
 impl Process {
+    /// Where the calling thread is.
+    pub fn spawn(command: &mut Command) -> io::Result<Process> {
+        command.spawn().map(Process)
+    }
+
     pub fn child(&mut self) -> &mut Child {
         &mut self.0
     }

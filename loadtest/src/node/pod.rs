@@ -28,6 +28,11 @@ impl PodSpec {
         PodSpec { uid: uid.into(), ..self }
     }
 
+    /// Given or made up.
+    pub fn own_uid(&self) -> &str {
+        &self.uid
+    }
+
     pub fn host_network(self) -> PodSpec {
         PodSpec { host_network: true, ..self }
     }

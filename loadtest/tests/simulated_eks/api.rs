@@ -121,6 +121,11 @@ async fn the_control_api_does_what_the_handle_does() {
     control(&eks, Method::POST, "/calls/reset", Value::Null).await;
     assert_eq!(eks.counts().total, 0);
 
+    let web = json!({ "namespace": "web", "serviceAccount": "app", "roleArn": ROLE });
+    let made = control(&eks, Method::POST, "/associations", web.clone()).await;
+    assert_eq!((made.status, &made.body["serviceAccount"]), (200, &json!("app")));
+    assert_eq!(control(&eks, Method::POST, "/associations", web).await.status, 400, "there is one already");
+
     let policy = json!({ "Statement": [] });
     let answer = control(&eks, Method::PUT, "/roles", json!({ "arn": ROLE, "trustPolicy": policy })).await;
     assert_eq!(answer.status, 200, "{}", answer.body);

@@ -24,16 +24,16 @@ const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 const STS_PORT: u16 = 8080;
 
 #[derive(Debug)]
-pub(super) struct Network {
-    pub(super) node: Place,
-    pub(super) pods: Vec<Place>,
-    pub(super) ports: Ports,
-    pub(super) ipv6: bool,
+pub(crate) struct Network {
+    pub(crate) node: Place,
+    pub(crate) pods: Vec<Place>,
+    pub(crate) ports: Ports,
+    pub(crate) ipv6: bool,
     namespaces: Option<Namespaces>,
 }
 
 impl Network {
-    pub(super) async fn prepare(agent: &Path, pods: usize) -> Result<Network> {
+    pub(crate) async fn prepare(agent: &Path, pods: usize) -> Result<Network> {
         if !is_root() {
             let [credentials, probe, metrics] = free_ports()?;
             let ports = Ports { hosts: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], credentials, probe, metrics };
@@ -61,11 +61,11 @@ impl Network {
         Ok(Network { node, pods, ports, ipv6, namespaces: Some(namespaces) })
     }
 
-    pub(super) fn in_namespaces(&self) -> bool {
+    pub(crate) fn in_namespaces(&self) -> bool {
         self.namespaces.is_some()
     }
 
-    pub(super) fn uri(&self, ipv6: bool) -> String {
+    pub(crate) fn uri(&self, ipv6: bool) -> String {
         match (self.in_namespaces(), ipv6) {
             (false, _) => format!("http://127.0.0.1:{}/v1/credentials", self.ports.credentials),
             (true, false) => "http://169.254.170.23/v1/credentials".to_owned(),
@@ -75,7 +75,7 @@ impl Network {
 
     /// STS for pods: the simulated EKS listens on the node's loopback alone, because plain http to an issuer is for
     /// loopback alone.
-    pub(super) async fn publish_sts(&self, eks: SocketAddr) -> Result<Sts> {
+    pub(crate) async fn publish_sts(&self, eks: SocketAddr) -> Result<Sts> {
         if !self.in_namespaces() {
             return Ok(Sts { url: format!("http://{eks}"), _forwarder: JoinSet::new() });
         }
@@ -96,8 +96,8 @@ impl Network {
 
 /// STS as pods reach it, for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Sts {
-    pub(super) url: String,
+pub(crate) struct Sts {
+    pub(crate) url: String,
     _forwarder: JoinSet<()>,
 }
 

@@ -16,13 +16,13 @@ use crate::sdk::Sdk;
 
 /// The pods' cgroups, or why the kernel cannot tell pods apart here.
 #[derive(Debug)]
-pub(super) enum Attribution {
+pub(crate) enum Attribution {
     Enforced(PodCgroups),
     LeftOut(String),
 }
 
 impl Attribution {
-    pub(super) async fn prepare(network: &Network, agent: &Path) -> Attribution {
+    pub(crate) async fn prepare(network: &Network, agent: &Path) -> Attribution {
         if !network.in_namespaces() {
             return Attribution::LeftOut("it takes root".to_owned());
         }
@@ -38,7 +38,7 @@ impl Attribution {
         }
     }
 
-    pub(super) fn flags(&self) -> Vec<String> {
+    pub(crate) fn flags(&self) -> Vec<String> {
         match self {
             Attribution::Enforced(cgroups) => {
                 let kubepods = cgroups.kubepods().display().to_string();
@@ -48,7 +48,7 @@ impl Attribution {
         }
     }
 
-    pub(super) fn cgroups(&self) -> Option<&PodCgroups> {
+    pub(crate) fn cgroups(&self) -> Option<&PodCgroups> {
         match self {
             Attribution::Enforced(cgroups) => Some(cgroups),
             Attribution::LeftOut(_) => None,

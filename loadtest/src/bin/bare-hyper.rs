@@ -1,0 +1,69 @@
+//! What serving costs with hyper alone: the reference of `cargo xtask bench`.
+//!
+//! It has the agent's runtime, socket options and hyper settings (`agent/src/server.rs`), and answers every request with a body of
+//! as many bytes as its argument says. It prints its address once it listens, and runs until it is killed.
+#![forbid(unsafe_code)]
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |what: &'static str| arguments.next().context(what);
+    let address: SocketAddr = next("which address?")?.parse()?;
+    let size: usize = next("how many bytes?")?.parse()?;
+    let workers: usize = next("how many threads?")?.parse()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    // On a worker, as the agent accepts: from the main thread each connection would cost a wake-up more.
+    runtime.block_on(runtime.spawn(serve(address, Bytes::from(vec![b'x'; size]))))?
+}
+
+async fn serve(address: SocketAddr, body: Bytes) -> Result<()> {
+    let listener = listen(address)?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{}", listener.local_addr()?)?;
+    stdout.flush()?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(serve_one(stream, body.clone()));
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4_096)?;
+    Ok(TcpListener::from_std(socket.into())?)
+}
+
+async fn serve_one(stream: TcpStream, body: Bytes) {
+    let respond = service_fn(async |_request| {
+        let mut response = Response::new(Full::new(body.clone()));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok::<_, Infallible>(response)
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(5))
+        .max_buf_size(32 * 1024)
+        .writev(false)
+        .serve_connection(TokioIo::new(stream), respond);
+    // wrk goes in the middle of an answer when its time is over.
+    let _broken_off = serving.await;
+}

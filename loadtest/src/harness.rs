@@ -1,0 +1,139 @@
+//! Thousands of pods on one machine.
+//!
+//! A scenario is a [`plan`]: pods, what is done to what they depend on, and what must come of it. The [`stage`] has all that it needs
+//! in this process, except the agent. [`attack`] has goose start a user for each pod, and [`pod`] is such a user: it asks as
+//! its SDK would ([`manners`], [`http`]), on a schedule of its own ([`schedule`]), as a pod of its own in the eyes of the
+//! kernel. Each answer is [`check`]ed, and counted by the [`recorder`].
+
+mod agent;
+mod attack;
+mod check;
+mod director;
+mod findings;
+mod http;
+mod limits;
+mod manners;
+mod options;
+mod plan;
+mod pod;
+mod proc;
+mod recorder;
+mod scenarios;
+mod schedule;
+mod stage;
+mod summary;
+mod world;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use tokio::runtime::Builder;
+
+pub use self::options::Options;
+use self::options::Target;
+use self::scenarios::Ask;
+use self::stage::Stage;
+use self::world::World;
+use crate::report::{Expectation, Run};
+
+/// Runs the scenario, and writes its report to [`Options::output`].
+pub fn run(options: &Options) -> Result<Run> {
+    let plan = plan(options)?;
+    let expectations = expectations(options, &plan)?;
+    limits::allow(u64::from(plan.pods()), stage::has_cgroups(options))?;
+    let output = options.output();
+    std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
+    let name = options.scenario.name();
+    eprintln!("{name}: {} pods of {} roles are made", plan.pods(), plan.roles);
+    let stage = Stage::set(options, &plan)?;
+    let world = Arc::new(World::new(plan, stage));
+    let before = summary::Before::now();
+    let result = std::thread::scope(|scope| {
+        // A thread of its own: it, and those that it makes, are on the simulated node for good.
+        let thread = scope.spawn(|| on_the_node(&world, &name, &output.join(crate::report::GOOSE)));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    result?;
+    let run = summary::summarize(&world, options, &before, &expectations)?;
+    crate::report::write(&run, &output)?;
+    Ok(run)
+}
+
+fn plan(options: &Options) -> Result<plan::Plan> {
+    let mut ask = Ask {
+        size: options.size(),
+        clients: options.client,
+        chance: fastrand::Rng::with_seed(options.seed),
+        short: options.short,
+    };
+    let mut plan = options.scenario.plan(&mut ask);
+    plan.steps.sort_by_key(|(at, _)| *at);
+    if let Target::At(_) = options.agent {
+        // Of somebody else's agent only what pods see is known.
+        plan.expectations.retain(|condition| !condition.starts_with("eks_auth_calls"));
+        plan.eks = crate::eks::Settings::default();
+        plan.notes.push(
+            "The agent is not ours: whose credentials it gave cannot be checked, only that they are well-formed and have life \
+             left. In enforce mode it takes these tokens from the harness only as from a --delegate."
+                .to_owned(),
+        );
+    }
+    if plan.has_thieves() && !stage::has_cgroups(options) {
+        bail!(
+            "{} needs the kernel to tell pods apart: run it as root, without --loopback",
+            options.scenario.name()
+        );
+    }
+    Ok(plan)
+}
+
+fn expectations(options: &Options, plan: &plan::Plan) -> Result<Vec<Expectation>> {
+    if !options.expect.is_empty() {
+        return Ok(options.expect.clone());
+    }
+    let parse = |text: &String| text.parse().with_context(|| format!("the scenario's own {text:?}"));
+    plan.expectations.iter().map(parse).collect()
+}
+
+fn on_the_node(world: &Arc<World>, name: &str, goose_report: &std::path::Path) -> Result<()> {
+    if let Some(home) = world.stage.home() {
+        home.enter().context("the simulated node")?;
+    }
+    let entering = Arc::clone(world);
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("pods")
+        .enable_all()
+        .on_thread_start(move || {
+            // New threads are where their maker is; one that was made by a pod's thread would be that pod.
+            if let Some(home) = entering.stage.home() {
+                home.enter()
+                    .unwrap_or_else(|error| panic!("a thread cannot enter the simulated node: {error}"));
+            }
+        })
+        .build()?;
+    runtime.block_on(async {
+        let directed = tokio::spawn(direct(Arc::clone(world), name.to_owned()));
+        let attacked = attack::attack(world, goose_report).await;
+        if attacked.is_ok() {
+            world.until_planned_end().await;
+        }
+        world.over.cancel();
+        attacked?;
+        directed.await?
+    })
+}
+
+async fn direct(world: Arc<World>, name: String) -> Result<()> {
+    let Some(beginning) = world.beginning().await else { return Ok(()) };
+    let watching = tokio::spawn(director::watch(Arc::clone(&world), beginning, name));
+    let performed = director::perform(Arc::clone(&world), beginning).await;
+    if performed.is_err() {
+        world.over.cancel();
+    }
+    world.over.cancelled().await;
+    watching.abort();
+    // The rest of the last second.
+    director::second(&world, beginning, None).await;
+    performed
+}

@@ -1,0 +1,220 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum, value_parser};
+
+use super::http::Endpoint;
+use super::manners::Client;
+use super::plan::Size;
+use super::scenarios::Scenario;
+use crate::report::Expectation;
+
+/// Thousands of simulated pods against a podcred agent: one scenario a run, and a report of it.
+///
+/// As root each pod has a cgroup of its own on a simulated node, and the agent attributes its connections; without root all
+/// are on loopback. Everything ends by itself. The exit status is 0 if all that was expected held, 1 if something did
+/// not, 2 if the run could not be made.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "loadtest", version)]
+pub struct Options {
+    #[arg(value_enum)]
+    pub(super) scenario: Scenario,
+    /// How many pods [default: the scenario's own]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=50_000))]
+    pods: Option<u32>,
+    /// How many service accounts, each with a role of its own
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=5_000))]
+    roles: Option<u32>,
+    /// How long pods want credentials: 500ms, 90s, 5m, 2h
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    duration: Option<Duration>,
+    /// The time in which the pods start, or that of one burst
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    within: Option<Duration>,
+    /// How long a pod waits until it asks again, where it does so at a constant rate
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    every: Option<Duration>,
+    /// A run of seconds, as tests make it
+    #[arg(long)]
+    pub(super) short: bool,
+    /// The SDK whose manners the pods have: its connections, time-outs, attempts, pauses and refreshes
+    #[arg(long, value_enum, default_value_t = Clients::Mixed)]
+    pub(super) client: Clients,
+    /// So many of the pods get a network namespace of their own; the others have the node's
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u32).range(0..=1_000))]
+    pub(super) netns: u32,
+    /// Loopback and no cgroups, as without root
+    #[arg(long, conflicts_with = "netns")]
+    pub(super) loopback: bool,
+    /// The agent: one of our own, or the URL of one that runs, by IP address: http://169.254.170.23/v1/credentials
+    #[arg(long, value_name = "own|URL", default_value = "own")]
+    pub(super) agent: Target,
+    /// A folder of token files, one for each pod; with --agent URL. An agent in enforce mode takes them from the harness only where
+    /// its pod's service account is named by --delegate
+    #[arg(long, value_name = "DIR")]
+    pub(super) token_dir: Option<PathBuf>,
+    /// The podcred binary
+    #[arg(long, value_name = "FILE", default_value = "target/release/podcred")]
+    pub(super) binary: PathBuf,
+    /// What must hold, such as p99<50ms or failed=0 (repeatable; in place of the scenario's own)
+    #[arg(long, value_name = "CONDITION")]
+    pub(super) expect: Vec<Expectation>,
+    /// Where the report is written [default: target/loadtest/SCENARIO]
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Makes the same pods at the same moments again
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Further flags of the agent
+    #[arg(last = true, value_name = "AGENT FLAGS")]
+    pub(super) agent_args: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Clients {
+    Boto3,
+    Js,
+    Go,
+    Java,
+    Rust,
+    /// All of them in turn
+    Mixed,
+}
+
+impl Clients {
+    pub(super) fn of(self, pod: u32) -> Client {
+        match self {
+            Clients::Boto3 => Client::Boto3,
+            Clients::Js => Client::Js,
+            Clients::Go => Client::Go,
+            Clients::Java => Client::Java,
+            Clients::Rust => Client::Rust,
+            Clients::Mixed => Client::ALL[pod as usize % Client::ALL.len()],
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Own,
+    At(Endpoint),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Target, String> {
+        if text == "own" {
+            return Ok(Target::Own);
+        }
+        let wrong = || {
+            format!(
+                "{text:?} is neither \"own\" nor a URL by IP address, such as http://169.254.170.23/v1/credentials"
+            )
+        };
+        let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, "v1/credentials"));
+        let alone = authority.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let address =
+            alone.map(|ip| SocketAddr::new(ip, 80)).or_else(|_| authority.parse()).map_err(|_| wrong())?;
+        let legal = |byte: u8| byte.is_ascii_graphic();
+        if !path.bytes().all(legal) {
+            return Err(wrong());
+        }
+        Ok(Target::At(Endpoint { path: format!("/{path}"), ..Endpoint::at(address) }))
+    }
+}
+
+impl Options {
+    pub(super) fn size(&self) -> Size {
+        let usual = self.scenario.size(self.short);
+        Size {
+            pods: self.pods.unwrap_or(usual.pods),
+            roles: self.roles.unwrap_or(usual.roles),
+            duration: self.duration.unwrap_or(usual.duration),
+            within: self.within.unwrap_or(usual.within),
+            every: self.every.unwrap_or(usual.every),
+        }
+    }
+
+    pub fn output(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| PathBuf::from("target/loadtest").join(self.scenario.name()))
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(24 * 3600);
+    let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("give a whole number with its unit: 500ms, 90s, 5m or 2h".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{digits:?} is no whole number"))?;
+    let time = Duration::from_millis(number.saturating_mul(unit));
+    if time.is_zero() || time > LONGEST {
+        return Err("give more than nothing and at most 24h".to_owned());
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_a_unit_and_bounds() {
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("2h"), Ok(Duration::from_secs(7200)));
+        for wrong in ["", "5", "s", "0s", "25h", "1.5s", "-1s", "99999999999999999999s"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_ours_or_a_url_by_address() {
+        let endpoint = |text: &str| match text.parse::<Target>().unwrap() {
+            Target::At(endpoint) => (endpoint.address.to_string(), endpoint.host, endpoint.path),
+            Target::Own => panic!("{text} is a URL"),
+        };
+        let of =
+            |address: &str, host: &str, path: &str| (address.to_owned(), host.to_owned(), path.to_owned());
+        let path = "/v1/credentials";
+        assert_eq!(endpoint("http://169.254.170.23"), of("169.254.170.23:80", "169.254.170.23", path));
+        assert_eq!(endpoint("http://127.0.0.1:8080/x"), of("127.0.0.1:8080", "127.0.0.1:8080", "/x"));
+        assert_eq!(
+            endpoint("http://[fd00:ec2::23]/v1/credentials"),
+            of("[fd00:ec2::23]:80", "[fd00:ec2::23]", path)
+        );
+        for wrong in ["", "mine", "https://127.0.0.1", "http://localhost", "http://127.0.0.1/a b"] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        for wrong in [
+            ["--pods", "0"],
+            ["--pods", "50001"],
+            ["--roles", "5001"],
+            ["--netns", "1001"],
+            ["--every", "0s"],
+        ] {
+            let line = ["loadtest", "rollout"].into_iter().chain(wrong);
+            assert!(Options::try_parse_from(line).is_err(), "{wrong:?}");
+        }
+    }
+}

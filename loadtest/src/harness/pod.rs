@@ -1,0 +1,227 @@
+//! One goose user: a pod, from its start to its end, with the manners of its SDK.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use goose::goose::{GooseUser, TransactionResult};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::check::Due;
+use super::http::{Answer, Connection, NoAnswer, start_to_connect};
+use super::manners::Manners;
+use super::plan::Visit;
+use super::recorder::{Failed, Settled};
+use super::schedule::{Had, Refreshing, Schedule, life_left};
+use super::stage::Tenant;
+use super::world::World;
+use crate::clock;
+
+const BEFORE_THE_START: Duration = Duration::from_millis(50);
+
+/// The whole life of goose user number `user.weighted_users_index`.
+pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> TransactionResult {
+    world.arrive();
+    let Some(visit) = world.plan.visits.get(user.weighted_users_index) else { return Ok(()) };
+    let Some(beginning) = world.beginning().await else { return Ok(()) };
+    let mut schedule = Schedule::new(visit.pace, visit.start, visit.end);
+    let mut sdk: Option<Sdk<'_>> = None;
+    wait(world, None, beginning + visit.start.saturating_sub(BEFORE_THE_START)).await;
+    if visit.dies {
+        prepare(world, visit.pod).await;
+    }
+    while let Some(wanted) = schedule.next() {
+        let intended = beginning + wanted;
+        wait(world, sdk.as_mut(), intended).await;
+        if world.over.is_cancelled() {
+            break;
+        }
+        let sdk = match &mut sdk {
+            Some(sdk) => sdk,
+            None => {
+                let Some(tenant) = world.stage.tenant(visit.pod) else { break };
+                world.recorder.pod_started();
+                sdk.insert(Sdk::new(world, visit, tenant))
+            }
+        };
+        let last = beginning + world.last_moment();
+        let (attempts, outcome) = sdk.retrieve(last).await;
+        let settled = clock::mono();
+        let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
+        let at = settled.saturating_duration_since(beginning);
+        let latency = settled.saturating_duration_since(intended);
+        let settled = Settled { group: visit.group, at, latency, attempts, failure: outcome.err() };
+        report(world, user, &settled).await?;
+        let refreshing =
+            Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
+        schedule.had(Had { at, life }, refreshing);
+    }
+    if sdk.is_some() {
+        end(world, visit, beginning, sdk).await;
+    }
+    Ok(())
+}
+
+/// The kubelet has the token ready before the pod starts; signing one takes a millisecond.
+async fn prepare(world: &Arc<World>, pod: u32) {
+    let world = Arc::clone(world);
+    let signed = tokio::task::spawn_blocking(move || {
+        world.stage.tenant(pod).map(|tenant| world.stage.token(&tenant).is_ok())
+    });
+    // A token that cannot be had is reported when it is wanted.
+    let _either_way = signed.await;
+}
+
+/// Sleeps, and lets go of a connection that the agent closes meanwhile, as every SDK's pool does sooner or later.
+async fn wait(world: &World, sdk: Option<&mut Sdk<'_>>, until: Instant) {
+    if let Some(sdk) = sdk
+        && let Some(connection) = &sdk.connection
+    {
+        tokio::select! {
+            () = sleep_until(until) => return,
+            () = world.over.cancelled() => return,
+            () = connection.closed() => sdk.connection = None,
+        }
+    }
+    world.over.run_until_cancelled(sleep_until(until)).await;
+}
+
+async fn report(world: &World, user: &mut GooseUser, settled: &Settled) -> TransactionResult {
+    world.recorder.settled(settled);
+    let group = world.plan.groups.get(settled.group).map_or("pods", String::as_str);
+    let class = settled.failure.as_ref().map(|failed| failed.class.as_str());
+    user.record_custom_request_duration("GET", group, settled.latency, class.is_none(), None, class).await
+}
+
+async fn end(world: &World, visit: &Visit, beginning: Instant, sdk: Option<Sdk<'_>>) {
+    if visit.dies {
+        world.over.run_until_cancelled(sleep_until(beginning + visit.end)).await;
+        drop(sdk);
+        let tenant = world.stage.bury(visit.pod);
+        // Removing a cgroup waits for the kernel; nothing else does meanwhile.
+        let removed = tokio::task::spawn_blocking(move || drop(tenant)).await;
+        removed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    }
+    world.recorder.pod_ended();
+}
+
+/// A pod's SDK: what it keeps between two retrievals.
+struct Sdk<'a> {
+    world: &'a World,
+    manners: &'static Manners,
+    visit: &'a Visit,
+    tenant: Arc<Tenant>,
+    connection: Option<Connection>,
+}
+
+impl<'a> Sdk<'a> {
+    fn new(world: &'a World, visit: &'a Visit, tenant: Arc<Tenant>) -> Sdk<'a> {
+        Sdk { world, manners: visit.client.manners(), visit, tenant, connection: None }
+    }
+
+    /// All attempts that the SDK makes before it gives up, and what came of the last: when the credentials expire.
+    async fn retrieve(&mut self, last: Instant) -> (u32, Result<SystemTime, Failed>) {
+        let mut attempts = 0;
+        let outcome = timeout_at(last, self.attempts(&mut attempts)).await;
+        let unsettled = |_| {
+            Err(Failed {
+                class: "not settled when the run ended".to_owned(),
+                example: format!("pod {} was at attempt {attempts}", self.visit.pod),
+                wrong: false,
+            })
+        };
+        let outcome = outcome.unwrap_or_else(unsettled);
+        (attempts, outcome)
+    }
+
+    async fn attempts(&mut self, attempts: &mut u32) -> Result<SystemTime, Failed> {
+        loop {
+            // The file is read at each retrieval, by all SDKs; here at each attempt.
+            let token = self.token()?;
+            let request = self.world.stage.endpoint().request(self.manners, &token);
+            *attempts += 1;
+            let (failed, again) = match self.ask(&request).await {
+                Ok(answer) if answer.head.status == 200 => return self.judge(&answer),
+                Ok(answer) => (refusal(&answer), self.manners.tries_again_after(answer.head.status)),
+                Err(no_answer) => (no_answer.into(), true),
+            };
+            if !again || *attempts >= self.manners.attempts {
+                return Err(failed);
+            }
+            tokio::time::sleep(self.manners.pause_after(*attempts, fastrand::f64())).await;
+        }
+    }
+
+    fn token(&self) -> Result<Arc<str>, Failed> {
+        let stolen = self.visit.thief_of.and_then(|pod| self.world.stage.tenant(pod));
+        let token = self.world.stage.token(stolen.as_ref().unwrap_or(&self.tenant));
+        token.map_err(|error| Failed {
+            class: "no token".to_owned(),
+            example: format!("{error:#}"),
+            wrong: false,
+        })
+    }
+
+    fn judge(&self, answer: &Answer) -> Result<SystemTime, Failed> {
+        // A thief's wages are those of whom it stole from.
+        let due = Due { role: self.visit.role, generation: self.visit.generation };
+        self.world.judge.judge(answer, due).map_err(|wrong| Failed {
+            class: wrong.class().to_owned(),
+            example: format!("pod {}: {wrong}", self.visit.pod),
+            wrong: true,
+        })
+    }
+
+    async fn ask(&mut self, request: &[u8]) -> Result<Answer, NoAnswer> {
+        let within = self.manners.reads_within();
+        let mut kept = self.connection.take();
+        if let Some(connection) = &mut kept {
+            match connection.ask(request, within).await {
+                Ok(answer) => {
+                    self.keep(kept, &answer);
+                    return Ok(answer);
+                }
+                // It had been closed, which an SDK's pool notices: it connects anew without counting an attempt.
+                Err(NoAnswer::Ended(_)) => drop(kept),
+                Err(other) => return Err(other),
+            }
+        }
+        let address = self.world.stage.endpoint().address;
+        let socket = self.world.stage.as_pod(&self.tenant, || start_to_connect(address));
+        let socket = socket.map_err(NoAnswer::Connect)?;
+        let mut connection = Connection::finish(socket, self.manners.connect_timeout).await?;
+        let answer = connection.ask(request, within).await?;
+        self.keep(Some(connection), &answer);
+        Ok(answer)
+    }
+
+    fn keep(&mut self, connection: Option<Connection>, answer: &Answer) {
+        let keeps = !answer.head.closes && self.manners.keeps_connection(answer.head.status);
+        self.connection = connection.filter(|_| keeps);
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Refusal {
+    code: String,
+    message: String,
+}
+
+fn refusal(answer: &Answer) -> Failed {
+    let refusal: Refusal = serde_json::from_slice(answer.body()).unwrap_or_default();
+    let status = answer.head.status;
+    let redirected = if (300..400).contains(&status) { " (a redirect is not followed)" } else { "" };
+    Failed {
+        class: format!("refused {status} {}{redirected}", refusal.code).trim_end().to_owned(),
+        example: refusal.message,
+        wrong: false,
+    }
+}
+
+impl From<NoAnswer> for Failed {
+    fn from(no_answer: NoAnswer) -> Failed {
+        Failed { class: no_answer.class(), example: no_answer.to_string(), wrong: false }
+    }
+}

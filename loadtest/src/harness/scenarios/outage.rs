@@ -1,0 +1,68 @@
+//! EKS Auth goes down and comes back, then the issuer; pods of known roles, and of new ones, start all the while.
+
+use super::{Ask, Parts, role_of, s};
+use crate::eks::Outage;
+use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
+use crate::harness::schedule::spread;
+
+pub(super) const PARTS: Parts = Parts {
+    question: "EKS Auth, then the issuer, go down and come back, and new pods come meanwhile: who is served when?",
+    size,
+    plan,
+};
+
+const KNOWN: usize = 0;
+const NEW_PODS: usize = 1;
+const NEW_ROLES: usize = 2;
+
+fn size(short: bool) -> Size {
+    let (pods, duration, every) = if short { (100, 14, 1) } else { (1_000, 180, 10) };
+    Size { pods, roles: 10, within: s(every), duration: s(duration), every: s(every) }
+}
+
+/// Half of the pods are there from the beginning, the other half comes in the course of the run; a tenth of these are of roles that
+/// nobody asked for before.
+fn plan(ask: &mut Ask) -> Plan {
+    let size = ask.size;
+    let mut plan = Plan::new(size, &["known roles", "new pods", "new roles"]);
+    let eighth = size.duration / 8;
+    for (at, step) in [
+        (1, Step::EksAuth(Outage::Refuse)),
+        (2, Step::EksAuth(Outage::Hang)),
+        (3, Step::EksAuth(Outage::Reset)),
+        (4, Step::EksAuth(Outage::Off)),
+        (5, Step::Issuer(Outage::Hang)),
+        (7, Step::Issuer(Outage::Off)),
+    ] {
+        plan.steps.push((eighth * at, step));
+    }
+    let known = size.pods.div_ceil(2);
+    let new_roles = (size.pods / 20).max(1);
+    plan.roles = size.roles + new_roles;
+    for (pod, start) in (0..).zip(spread(known, size.every.min(eighth / 2), &mut ask.chance)) {
+        let pace = Pace::Every(size.every);
+        let role = role_of(pod, size.roles);
+        plan.visits
+            .push(Visit::new(pod, role, ask.clients.of(pod), start, size.duration, pace).in_group(KNOWN));
+    }
+    let comers = spread(size.pods - known, size.duration - eighth - s(1), &mut ask.chance);
+    for (number, start) in (0..).zip(comers) {
+        let pod = known + number;
+        let (role, group) = if number < new_roles {
+            (size.roles + number, NEW_ROLES)
+        } else {
+            (role_of(pod, size.roles), NEW_PODS)
+        };
+        let pace = Pace::Every(size.every);
+        let visit = Visit::new(pod, role, ask.clients.of(pod), eighth + start, size.duration, pace);
+        plan.visits.push(visit.in_group(group));
+    }
+    plan.notes.push(
+        "A role that nobody asked for before the outage cannot be served in it; its pods are counted apart, and ask again at \
+         their usual rate."
+            .to_owned(),
+    );
+    plan.expect(&["failed(known roles)=0", "failed(new pods)=0", "wrong=0"]);
+    plan.expectations.push(ask.quick("p99(known roles)"));
+    plan
+}

@@ -1,0 +1,45 @@
+//! The agent is stopped and started under load, as when its DaemonSet is rolled out.
+
+use super::{Ask, Parts, client_group, client_groups, role_of, s};
+use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
+use crate::harness::schedule::spread;
+
+pub(super) const PARTS: Parts = Parts {
+    question: "The agent is stopped and started under load: what do pods see of it, with their SDKs' retries?",
+    size,
+    plan,
+};
+
+fn size(short: bool) -> Size {
+    let (pods, duration, every) = if short { (200, 9, 2) } else { (1_000, 60, 5) };
+    Size { pods, roles: 5, within: s(every), duration: s(duration), every: s(every) }
+}
+
+fn plan(ask: &mut Ask) -> Plan {
+    let size = ask.size;
+    let mut plan = Plan::new(size, &client_groups(ask.clients));
+    for restart in 1..=2 {
+        let at = size.duration * restart / 3;
+        // A step begins when the one before it is done.
+        plan.steps.push((at, Step::StopAgent));
+        plan.steps.push((at, Step::StartAgent));
+    }
+    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+        let pace = Pace::Every(size.every);
+        let visit =
+            Visit::new(pod, role_of(pod, size.roles), ask.clients.of(pod), start, size.duration, pace);
+        plan.visits.push(visit.in_group(client_group(ask.clients, pod)));
+    }
+    plan.notes.push(
+        "Java makes its six attempts without a pause: while the port is closed they are spent within milliseconds, and its chain \
+         goes on to IMDS. The other SDKs wait about a second between two attempts."
+            .to_owned(),
+    );
+    plan.expect(&["wrong=0", "eks_auth_calls<=3*roles"]);
+    for group in client_groups(ask.clients) {
+        if group == "boto3" || group == "js" {
+            plan.expectations.push(format!("failed({group})=0"));
+        }
+    }
+    plan
+}

@@ -1,0 +1,30 @@
+//! A constant rate, whatever the agent does.
+
+use super::{Ask, Parts, client_group, client_groups, role_of, s};
+use crate::harness::plan::{Pace, Plan, Size, Visit};
+use crate::harness::schedule::spread;
+
+pub(super) const PARTS: Parts = Parts {
+    question: "Each pod asks at a constant rate of its own: how long does it wait, counted from when it wanted to ask?",
+    size,
+    plan,
+};
+
+fn size(short: bool) -> Size {
+    let (pods, duration, every) = if short { (200, 6, 2) } else { (2_000, 60, 10) };
+    Size { pods, roles: 10, within: s(every), duration: s(duration), every: s(every) }
+}
+
+fn plan(ask: &mut Ask) -> Plan {
+    let size = ask.size;
+    let mut plan = Plan::new(size, &client_groups(ask.clients));
+    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+        let pace = Pace::Every(size.every);
+        let visit =
+            Visit::new(pod, role_of(pod, size.roles), ask.clients.of(pod), start, size.duration, pace);
+        plan.visits.push(visit.in_group(client_group(ask.clients, pod)));
+    }
+    plan.expect(&["failed=0", "wrong=0", "eks_auth_calls<=roles"]);
+    plan.expectations.push(ask.quick("p99"));
+    plan
+}

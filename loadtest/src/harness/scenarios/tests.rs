@@ -1,0 +1,88 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::harness::plan::Pace;
+use crate::report::Expectation;
+
+fn plans() -> impl Iterator<Item = (Scenario, bool, Size, Plan)> {
+    let sizes =
+        Scenario::value_variants().iter().flat_map(|scenario| [(*scenario, false), (*scenario, true)]);
+    sizes.map(|(scenario, short)| {
+        let size = scenario.size(short);
+        let chance = fastrand::Rng::with_seed(1);
+        let plan = scenario.plan(&mut Ask { size, clients: Clients::Mixed, chance, short });
+        (scenario, short, size, plan)
+    })
+}
+
+#[test]
+fn every_plan_is_whole() {
+    for (scenario, short, _, plan) in plans() {
+        let name = scenario.name();
+        assert!(!plan.visits.is_empty() && !scenario.question().is_empty(), "{name}");
+        plan.eks.check().unwrap();
+        for visit in &plan.visits {
+            assert!(visit.group < plan.groups.len() && visit.role < plan.roles, "{name}: {visit:?}");
+            assert!(visit.start < visit.end && visit.end <= plan.duration, "{name}: {visit:?}");
+            assert!(visit.thief_of != Some(visit.pod), "{name}: {visit:?}");
+        }
+        let numbers: HashSet<u32> = plan.visits.iter().map(|visit| visit.pod).collect();
+        assert_eq!(numbers.len(), plan.pods() as usize, "{name}: pods are numbered without gaps");
+        assert!(plan.steps.iter().all(|(at, _)| *at <= plan.duration), "{name}");
+        assert!(!short || plan.duration <= s(15), "{name}: a short run is short");
+    }
+}
+
+#[test]
+fn each_scenario_expects_something_that_can_be_read() {
+    for (scenario, _, _, plan) in plans() {
+        assert!(plan.expectations.iter().any(|condition| condition == "wrong=0"), "{}", scenario.name());
+        for condition in &plan.expectations {
+            assert!(condition.parse::<Expectation>().is_ok(), "{}: {condition}", scenario.name());
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_pods_at_the_same_moments() {
+    let starts = || -> Vec<Duration> {
+        plans().flat_map(|(.., plan)| plan.visits.into_iter().map(|visit| visit.start)).collect()
+    };
+    assert_eq!(starts(), starts());
+}
+
+#[test]
+fn each_client_has_all_roles() {
+    let roles = 10;
+    for client in 0..5 {
+        let of_client: HashSet<u32> =
+            (0..500).filter(|pod| pod % 5 == client).map(|pod| role_of(pod, roles)).collect();
+        assert_eq!(of_client.len(), roles as usize);
+    }
+}
+
+#[test]
+fn only_what_pods_alone_do_can_be_done_to_somebody_elses_agent() {
+    let possible: Vec<String> = plans()
+        .filter(|(_, short, ..)| *short)
+        .filter(|(.., plan)| {
+            let usual = Plan {
+                eks: crate::eks::Settings::default(),
+                ..Plan::new(Scenario::Steady.size(true), &["a"])
+            };
+            assert!(!usual.needs_own_agent());
+            !plan.needs_own_agent()
+        })
+        .map(|(scenario, ..)| scenario.name())
+        .collect();
+    assert_eq!(possible, ["steady", "chatty", "noisy", "saturate"]);
+}
+
+#[test]
+fn the_noisy_pod_is_one_pod() {
+    let (_, _, size, plan) = plans().find(|(scenario, ..)| *scenario == Scenario::Noisy).unwrap();
+    let noisy: HashSet<u32> =
+        plan.visits.iter().filter(|visit| visit.group == 2).map(|visit| visit.pod).collect();
+    assert_eq!(noisy, HashSet::from([size.pods]));
+    assert!(plan.visits.iter().all(|visit| matches!(visit.pace, Pace::Every(_))));
+}

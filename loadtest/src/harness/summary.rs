@@ -1,0 +1,144 @@
+//! A run as it is written down.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::Result;
+
+use super::findings;
+use super::options::Options;
+use super::world::World;
+use super::{attack, proc};
+use crate::clock;
+use crate::report::{Expectation, Run, Totals, Versions};
+
+/// What was before the first pod asked.
+#[derive(Debug)]
+pub(super) struct Before {
+    started: SystemTime,
+    harness_cpu: f64,
+}
+
+impl Before {
+    pub(super) fn now() -> Before {
+        Before { started: clock::wall(), harness_cpu: proc::cpu_seconds("self").unwrap_or_default() }
+    }
+}
+
+pub(super) fn summarize(
+    world: &World,
+    options: &Options,
+    before: &Before,
+    expectations: &[Expectation],
+) -> Result<Run> {
+    let groups = world.recorder.groups();
+    let mut run = Run {
+        scenario: options.scenario.name(),
+        question: options.scenario.question().to_owned(),
+        command: std::env::args().collect(),
+        started: clock::rfc3339(before.started),
+        duration_seconds: world.plan.duration.max(world.recorder.last()).as_secs_f64(),
+        settings: settings(options),
+        agent_command: world.stage.agent().map(|agent| agent.command_line()),
+        versions: versions(world, options),
+        totals: Totals::default(),
+        groups,
+        failures: world.recorder.failures(),
+        timeline: world.recorder.timeline(),
+        marks: world.marks(),
+        expected: Vec::new(),
+        notes: notes(world),
+    };
+    run.totals = totals(world, &run, before);
+    run.expected = expectations.iter().map(|expectation| expectation.judge(&run)).collect();
+    run.expected.extend(findings::find(world));
+    Ok(run)
+}
+
+fn settings(options: &Options) -> BTreeMap<String, String> {
+    let size = options.size();
+    let seconds = |time: std::time::Duration| format!("{} s", time.as_secs_f64());
+    let settings = [
+        ("pods", size.pods.to_string()),
+        ("roles", size.roles.to_string()),
+        ("duration", seconds(size.duration)),
+        ("within", seconds(size.within)),
+        ("every", seconds(size.every)),
+        ("client", format!("{:?}", options.client).to_lowercase()),
+        ("netns", options.netns.to_string()),
+        ("seed", options.seed.to_string()),
+        ("short", options.short.to_string()),
+    ];
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn totals(world: &World, run: &Run, before: &Before) -> Totals {
+    let all = run.groups.first();
+    let count = |of: fn(&crate::report::Group) -> u64| all.map_or(0, of);
+    let agent = world.stage.agent();
+    let harness = proc::memory("self").unwrap_or_default();
+    Totals {
+        pods: count(|all| all.pods),
+        roles: u64::from(world.plan.roles),
+        requests: count(|all| all.requests),
+        attempts: count(|all| all.attempts),
+        served: count(|all| all.requests - all.failed),
+        failed: count(|all| all.failed),
+        wrong: count(|all| all.wrong),
+        eks_auth_calls: world.stage.eks().map(|eks| eks.counts().total),
+        agent_cpu_seconds: agent.as_ref().map(|agent| agent.cpu_seconds()),
+        agent_peak_rss_bytes: agent.as_ref().and_then(|agent| agent.memory()).map(|memory| memory.peak),
+        harness_cpu_seconds: proc::cpu_seconds("self").unwrap_or_default() - before.harness_cpu,
+        harness_peak_rss_bytes: harness.peak,
+    }
+}
+
+fn versions(world: &World, options: &Options) -> Versions {
+    let system = rustix::system::uname();
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    Versions {
+        podcred: world.stage.agent().map(|agent| agent.version()).unwrap_or_default(),
+        commit: output(Command::new("git").args(["rev-parse", "--short=12", "HEAD"])),
+        goose: attack::version(),
+        kernel: system.release().to_string_lossy().into_owned(),
+        cpu: model.map_or(system.machine().to_string_lossy().into_owned(), |(_, model)| model.to_owned()),
+        cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        profile: format!("harness {profile}, agent {}", options.binary.display()),
+    }
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().ok().filter(|output| output.status.success());
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+fn notes(world: &World) -> Vec<String> {
+    let mut notes = world.plan.notes.clone();
+    let place = match (world.stage.has_cgroups(), world.stage.eks().is_some()) {
+        (true, _) => {
+            "Each pod has a cgroup of its own on a simulated node, and the agent attributes its connections."
+        }
+        (false, true) => "All is on loopback: no cgroups, and the agent attributes nothing.",
+        (false, false) => "The pods are this machine's own network, and the agent is where it was found.",
+    };
+    notes.push(place.to_owned());
+    if let Some(eks) = world.stage.eks() {
+        let counts = eks.counts();
+        let results: Vec<String> =
+            counts.by_result.iter().map(|(result, count)| format!("{count} {result}")).collect();
+        let fetches = counts.issuer_key_fetches;
+        notes.push(format!(
+            "EKS Auth's answers: {}. The issuer's keys were fetched {fetches} times.",
+            results.join(", ")
+        ));
+    }
+    notes.push(
+        "Latency is that of the wants that were served, from when the pod wanted credentials. The harness's processor time \
+         has the simulated EKS's in it."
+            .to_owned(),
+    );
+    notes
+}

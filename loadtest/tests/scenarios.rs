@@ -1,0 +1,259 @@
+//! Each scenario, short, against podcred: what it says in report.json is what happened.
+//!
+//! The podcred binary is named by PODCRED_BINARY; without it these tests are left out, which in CI is a failure. As root each
+//! pod is a pod to the kernel; without, all is on loopback, and what needs the kernel is left out.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use loadtest::report::{Group, Run};
+
+/// Runs take the machine's processors: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+struct Scenario {
+    name: &'static str,
+    binary: PathBuf,
+    folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Scenario {
+    /// None where this test is left out.
+    fn new(name: &'static str) -> Option<Scenario> {
+        let Some(binary) = std::env::var_os("PODCRED_BINARY") else {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "in CI these tests must run: build podcred and set PODCRED_BINARY"
+            );
+            eprintln!("left out: PODCRED_BINARY does not say where podcred is");
+            return None;
+        };
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Scenario {
+            name,
+            binary: binary.into(),
+            folder: tempfile::tempdir().expect("a folder"),
+            _alone: alone,
+        })
+    }
+
+    fn output(&self, more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        command.args([self.name, "--short", "--binary"]).arg(&self.binary);
+        command.arg("--output").arg(self.folder.path()).args(more).output().expect("the harness starts")
+    }
+
+    /// The run, which held what this scenario expects by itself, or what is expected here of a build that is not optimized.
+    #[track_caller]
+    fn run(&self, more: &[&str]) -> Run {
+        let output = self.output(more);
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}: {said}", output.status);
+        let run = read(self.folder.path());
+        assert_eq!(run.scenario, self.name);
+        assert_eq!(run.totals.requests, run.totals.served + run.totals.failed);
+        assert_eq!(
+            run.totals.requests,
+            run.timeline.iter().map(|second| second.requests).sum::<u64>(),
+            "{said}"
+        );
+        assert!(run.expected.iter().all(|expected| expected.held), "{said}");
+        assert!(run.totals.agent_cpu_seconds.is_some_and(|cpu| cpu > 0.0), "{said}");
+        assert!(self.folder.path().join("goose.html").is_file(), "goose writes its own report");
+        run
+    }
+}
+
+fn read(folder: &Path) -> Run {
+    let report = std::fs::read(folder.join("report.json")).expect("a report");
+    serde_json::from_slice(&report).expect("a run")
+}
+
+#[track_caller]
+fn group<'a>(run: &'a Run, name: &str) -> &'a Group {
+    run.groups.iter().find(|group| group.name == name).unwrap_or_else(|| panic!("no group {name}"))
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_rollout_serves_every_pod_by_one_call_a_role() {
+    let Some(scenario) = Scenario::new("rollout") else { return };
+    let run = scenario.run(&[]);
+    assert_eq!((run.totals.pods, run.totals.served, run.totals.failed), (300, 300, 0));
+    assert_eq!(run.totals.eks_auth_calls, Some(5));
+    assert_eq!(run.timeline.last().unwrap().one_call_a_pod, 300);
+    assert_eq!(run.groups.len(), 6, "all pods, and each SDK");
+}
+
+#[test]
+fn pods_in_networks_of_their_own_are_served_as_well() {
+    if !is_root() {
+        eprintln!("left out: network namespaces need root");
+        return;
+    }
+    let Some(scenario) = Scenario::new("rollout") else { return };
+    let run = scenario.run(&["--netns", "20", "--pods", "40", "--", "--verify", "enforce"]);
+    assert_eq!((run.totals.served, run.totals.failed), (40, 0));
+}
+
+#[test]
+fn everything_works_on_loopback() {
+    let Some(scenario) = Scenario::new("rollout") else { return };
+    let run = scenario.run(&["--loopback", "--pods", "50"]);
+    assert_eq!((run.totals.served, run.totals.failed), (50, 0));
+    assert!(run.notes.iter().any(|note| note.contains("loopback")));
+}
+
+#[test]
+fn a_steady_rate_is_kept() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let run = scenario.run(&["--expect", "failed=0", "--expect", "wrong=0"]);
+    // 200 pods, every 2 s of 6.
+    assert_eq!(run.totals.requests, 600);
+}
+
+#[test]
+fn chatty_pods_cost_no_calls() {
+    let Some(scenario) = Scenario::new("chatty") else { return };
+    let run = scenario.run(&["--expect", "failed=0", "--expect", "eks_auth_calls<=roles"]);
+    assert!(group(&run, "chatty").requests > 5 * group(&run, "others").requests);
+}
+
+#[test]
+fn saturation_asks_again_at_once() {
+    let Some(scenario) = Scenario::new("saturate") else { return };
+    let run = scenario.run(&[]);
+    assert!(run.totals.requests > 1_000, "{}", run.totals.requests);
+}
+
+#[test]
+fn no_gap_opens_where_tokens_and_credentials_end() {
+    let Some(scenario) = Scenario::new("rotation") else { return };
+    let run = scenario.run(&["--expect", "failed=0", "--expect", "wrong=0"]);
+    assert!(run.totals.eks_auth_calls.unwrap() > run.totals.roles, "credentials were renewed");
+    assert!(run.totals.requests > run.totals.pods, "SDKs refreshed");
+}
+
+#[test]
+fn known_roles_are_served_through_an_outage() {
+    let Some(scenario) = Scenario::new("outage") else { return };
+    let expected =
+        ["--expect", "failed(known roles)=0", "--expect", "failed(new pods)=0", "--expect", "wrong=0"];
+    let run = scenario.run(&expected);
+    assert!(group(&run, "new roles").requests > 0);
+    let steps: Vec<&str> = run.marks.iter().map(|mark| mark.what.as_str()).collect();
+    assert_eq!(
+        steps,
+        [
+            "EKS Auth answers 503",
+            "EKS Auth does not answer",
+            "EKS Auth resets connections",
+            "EKS Auth is back",
+            "the issuer does not answer",
+            "the issuer is back",
+        ]
+    );
+}
+
+#[test]
+fn recreated_pods_get_the_new_role() {
+    let Some(scenario) = Scenario::new("churn") else { return };
+    let run = scenario.run(&[]);
+    assert!(group(&run, "recreated").requests > 0);
+    assert!(run.totals.eks_auth_calls.unwrap() > run.totals.roles, "roles were asked for anew");
+}
+
+#[test]
+fn a_restart_is_survived_by_those_that_wait_between_attempts() {
+    let Some(scenario) = Scenario::new("restart") else { return };
+    let run = scenario.run(&[]);
+    assert_eq!(run.marks.len(), 4);
+    assert_eq!((group(&run, "boto3").failed, group(&run, "js").failed), (0, 0));
+}
+
+#[test]
+fn dead_jobs_are_not_renewed() {
+    if !is_root() {
+        eprintln!("left out: that a pod is dead is known by its cgroup, which needs root");
+        return;
+    }
+    let Some(scenario) = Scenario::new("jobs") else { return };
+    let run = scenario.run(&[]);
+    assert_eq!(run.totals.served, 300);
+}
+
+#[test]
+fn others_are_served_beside_a_flood() {
+    if !is_root() {
+        eprintln!("left out: a pod's share is known by its cgroup, which needs root");
+        return;
+    }
+    let Some(scenario) = Scenario::new("noisy") else { return };
+    let run = scenario.run(&["--expect", "failed(alone)=0", "--expect", "failed(beside)=0"]);
+    assert!(group(&run, "noisy").requests > 1_000);
+    assert_eq!(group(&run, "noisy").pods, 1);
+}
+
+#[test]
+fn thieves_get_nothing_and_are_named() {
+    let Some(scenario) = Scenario::new("thief") else { return };
+    if !is_root() {
+        let refused = scenario.output(&[]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("as root"));
+        return;
+    }
+    let run = scenario.run(&[]);
+    let thieves = group(&run, "thieves");
+    assert!(thieves.requests > 0 && thieves.failed == thieves.requests);
+    assert!(
+        run.failures.iter().all(|failure| failure.class == "refused 403 TokenOfAnotherPod"),
+        "{:?}",
+        run.failures
+    );
+}
+
+#[test]
+fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
+    let Some(scenario) = Scenario::new("rollout") else { return };
+    let output =
+        scenario.output(&["--loopback", "--pods", "10", "--expect", "p99<1us", "--expect", "failed=0"]);
+    assert_eq!(output.status.code(), Some(1));
+    let held: Vec<bool> =
+        read(scenario.folder.path()).expected.iter().map(|expected| expected.held).collect();
+    assert_eq!(held, [false, true]);
+}
+
+#[test]
+fn an_agent_that_is_not_ours_is_asked_with_the_tokens_of_a_folder() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let tokens = tempfile::tempdir().unwrap();
+    for pod in 0..3 {
+        std::fs::write(tokens.path().join(format!("pod-{pod}")), "not.a.token\n").unwrap();
+    }
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let folder = tokens.path().to_str().unwrap();
+    let output =
+        scenario.output(&["--agent", &url, "--token-dir", folder, "--pods", "3", "--client", "java"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let run = read(scenario.folder.path());
+    assert_eq!(
+        (run.totals.pods, run.totals.eks_auth_calls, run.totals.failed),
+        (3, None, run.totals.requests)
+    );
+    assert!(
+        run.failures.iter().all(|failure| failure.class == "connect: connection refused"),
+        "{:?}",
+        run.failures
+    );
+    let too_many = scenario.output(&["--agent", &url, "--token-dir", folder, "--pods", "4"]);
+    assert_eq!(too_many.status.code(), Some(2));
+}

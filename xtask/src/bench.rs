@@ -1,0 +1,209 @@
+//! `cargo xtask bench`: what podcred costs, as ratios to what cannot be done without, in one table.
+//!
+//! Requests per second say how much else a machine does, so they are not in it. What is compared runs at the same time on one
+//! processor, and two servers that are the same run beside it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+mod asking;
+mod contest;
+mod first_fetch;
+mod ground;
+mod growth;
+mod harness;
+mod hyper;
+mod memory;
+pub(crate) mod middle;
+mod plot;
+pub(crate) mod row;
+mod watched;
+mod wrk;
+
+use crate::build::{self, Binaries, Profile, target};
+use crate::clock::Stopwatch;
+use crate::process::is_root;
+use crate::report::{Counts, step};
+use crate::{bench_connect, setup};
+use ground::Ground;
+use growth::{Of, Point};
+use row::{Row, Verdict};
+
+/// The processor of the servers, and that of the clients.
+const SERVERS: usize = 0;
+const CLIENTS: usize = 1;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Only this part of the table (repeatable)
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Vec<Part>,
+    /// How many rounds of two seconds each comparison takes
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(3..=100))]
+    rounds: u32,
+    /// Start another agent by this shell command, and put it into the same table. {port}, {probe-port}, {metrics-port},
+    /// {endpoint} (of EKS Auth), {issuer}, {cluster} and {scratch} (a folder) are put in
+    #[arg(long, value_name = "COMMAND")]
+    against: Option<String>,
+    /// Measure this podcred binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// A request against bare hyper, without attribution
+    Hyper,
+    /// The same with attribution: --verify enforce, in network namespaces and cgroups (root)
+    Attribution,
+    /// A first fetch against the SDK's call alone
+    FirstFetch,
+    /// Resident memory
+    Memory,
+    /// From 10 to 10,000 pods
+    Pods,
+    /// From 1 to 1,000 roles
+    Roles,
+    /// The load harness against wrk
+    Harness,
+    /// An unrelated connect() with and without the kernel programs (root); `bench-connect` is this alone, with more rounds
+    Connect,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Results {
+    rows: Vec<Row>,
+    pods: Vec<Point>,
+    roles: Vec<Point>,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
+    if std::thread::available_parallelism()?.get() < 2 {
+        bail!("bench needs two processors: one for the servers, one for their clients");
+    }
+    if let Some(reason) = setup::wrk().await? {
+        bail!("{reason}");
+    }
+    let mut binaries = build::binaries(Profile::Release).await?;
+    if let Some(agent) = &arguments.agent {
+        binaries.agent = std::path::absolute(agent)?;
+    }
+    let clock = Stopwatch::start();
+    let mut results = Results::default();
+    let mut left_out = Vec::new();
+    for &part in Part::value_variants() {
+        if arguments.only.is_empty() || arguments.only.contains(&part) {
+            left_out.extend(Box::pin(part.measure(&binaries, arguments, &mut results)).await?);
+        }
+    }
+    println!("\n{}", row::text(&results.rows));
+    for reason in &left_out {
+        println!("Left out: {reason}");
+    }
+    let folder = write(&results)?;
+    step(&format!(
+        "Measured in {:.0} s; {}",
+        clock.elapsed().as_secs_f32(),
+        folder.join("bench.md").display()
+    ));
+    Ok(judge(&results.rows, left_out.len()))
+}
+
+impl Results {
+    fn points(&self) -> impl Iterator<Item = &Point> {
+        self.pods.iter().chain(&self.roles)
+    }
+}
+
+impl Part {
+    /// Or why it is left out.
+    async fn measure(
+        self,
+        binaries: &Binaries,
+        arguments: &Arguments,
+        results: &mut Results,
+    ) -> Result<Option<String>> {
+        let rounds = arguments.rounds;
+        let logs = target().join("xtask/bench");
+        let loopback = async || Ground::loopback(binaries, &logs).await;
+        match self {
+            Part::Attribution | Part::Connect if !is_root() => {
+                return Ok(Some("what the kernel programs cost: it takes root".to_owned()));
+            }
+            Part::Hyper => {
+                let against = arguments.against.as_deref();
+                let ground = loopback().await?;
+                results.rows.extend(hyper::measure(&ground, "not attributing", rounds, against).await?);
+            }
+            Part::Attribution => match Ground::node(binaries, &logs).await? {
+                Ok(ground) => results.rows.extend(hyper::measure(&ground, "enforcing", rounds, None).await?),
+                Err(reason) => return Ok(Some(format!("attribution: {reason}"))),
+            },
+            Part::FirstFetch => {
+                results.rows.extend(first_fetch::measure(&loopback().await?, binaries).await?);
+            }
+            Part::Memory => results.rows.extend(memory::measure(&loopback().await?).await?),
+            Part::Pods => {
+                let (row, points) = growth::measure(&loopback().await?, Of::Pods, rounds).await?;
+                results.rows.push(row);
+                results.pods = points;
+            }
+            Part::Roles => {
+                let (row, points) = growth::measure(&loopback().await?, Of::Roles, rounds).await?;
+                results.rows.push(row);
+                results.roles = points;
+            }
+            Part::Harness => results.rows.push(harness::measure(&loopback().await?, binaries).await?),
+            Part::Connect => results.rows.push(bench_connect::row().await?),
+        }
+        Ok(None)
+    }
+}
+
+fn write(results: &Results) -> Result<PathBuf> {
+    let folder = target().join("bench");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(
+        folder.join("bench.md"),
+        row::markdown(&results.rows) + &growth::markdown(results.points()),
+    )?;
+    if !results.pods.is_empty() {
+        std::fs::write(folder.join("pods.svg"), plot::svg(&results.pods, "pods", |point| point.pods)?)?;
+    }
+    if !results.roles.is_empty() {
+        std::fs::write(folder.join("roles.svg"), plot::svg(&results.roles, "roles", |point| point.roles)?)?;
+    }
+    std::fs::write(folder.join("bench.json"), serde_json::to_string_pretty(results)?)?;
+    Ok(folder)
+}
+
+fn judge(rows: &[Row], skipped: usize) -> Counts {
+    let count = |verdict| rows.iter().filter(|row| row.verdict() == verdict).count();
+    let not_trusted = count(Verdict::NotTrusted);
+    if not_trusted > 0 {
+        println!(
+            "{not_trusted} not to be trusted: servers that are the same differ by more than 2 %; is the machine busy?"
+        );
+    }
+    let counts =
+        Counts { passed: count(Verdict::Met), failed: count(Verdict::Missed) + not_trusted, skipped };
+    println!("{counts}");
+    counts
+}
+
+/// Polls a state; an error once it has not come in time.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let clock = Stopwatch::start();
+    while !holds().await? {
+        if clock.elapsed() > PATIENCE {
+            bail!("not after {} s: {what}", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}

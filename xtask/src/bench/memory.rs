@@ -1,0 +1,75 @@
+//! Resident memory of one agent that is given more and more to hold.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::future::try_join_all;
+
+use super::asking::Asking;
+use super::ground::{Ground, Running};
+use super::row::{Goal, Row, Unit};
+use crate::agent::Agent;
+use crate::report::step;
+
+const TOKENS: [usize; 2] = [1_000, 10_000];
+const ROLES: usize = 10;
+/// With all tokens.
+const GOAL: f64 = 16.0;
+const CONNECTIONS: usize = 1_000;
+const BURST: usize = 10;
+/// For memory that is given back only later, as mimalloc does it.
+const SETTLE: Duration = Duration::from_secs(2);
+
+pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
+    let most = TOKENS[TOKENS.len() - 1];
+    step(&format!("Minting {most} tokens"));
+    let tokens = ground.tokens("many", most, ROLES).await?;
+    let agent = ground.agent().await?;
+    let mut rows = vec![row(&agent, "at start", None)?];
+    let mut asking = Asking::open(&ground.place, agent.address).await?;
+    for (from, to) in [(0, TOKENS[0]), (TOKENS[0], TOKENS[1])] {
+        for token in &tokens.all[from..to] {
+            asking.ask(token).await?;
+        }
+        let goal = (to == most).then_some(Goal::AtMost(GOAL));
+        rows.push(row(&agent, &format!("after {to} tokens of {ROLES} roles"), goal)?);
+    }
+    drop(asking);
+
+    step(&format!("Opening {CONNECTIONS} connections"));
+    let open = try_join_all(tokens.all.iter().take(CONNECTIONS).map(|token| async {
+        let mut asking = Asking::open(&ground.place, agent.address).await?;
+        asking.ask(token).await?;
+        anyhow::Ok(asking)
+    }))
+    .await?;
+    rows.push(row(&agent, &format!("then with {CONNECTIONS} idle connections"), None)?);
+    try_join_all(open.into_iter().zip(&tokens.all).map(|(mut asking, token)| async move {
+        for _ in 0..BURST {
+            asking.ask(token).await?;
+        }
+        anyhow::Ok(())
+    }))
+    .await?;
+    super::until("all connections are closed", async || {
+        Ok(agent.guard.metric("podcred_connections").await? == 0)
+    })
+    .await?;
+    tokio::time::sleep(SETTLE).await;
+    let what = format!("after a burst of {BURST} requests on each, all closed");
+    rows.push(row(&agent, &what, None)?);
+    Ok(rows)
+}
+
+fn row(agent: &Running<Agent>, what: &str, goal: Option<Goal>) -> Result<Row> {
+    let resident = agent.server.process.resident()?;
+    Ok(Row {
+        what: format!("memory, {what}"),
+        value: resident.all,
+        unit: Unit::Megabytes,
+        interval: None,
+        control: None,
+        goal,
+        detail: format!("{:.1} MB of it anonymous", resident.anonymous),
+    })
+}

@@ -1,0 +1,40 @@
+//! Medians: they do not see the few rounds in which another process had the processor.
+
+/// The median of some measurements, and where that of all is with 95 % confidence, whatever their distribution: between
+/// the ranks within which as many heads of a fair coin fall.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Middle {
+    pub(crate) median: f64,
+    pub(crate) interval: [f64; 2],
+}
+
+impl Middle {
+    pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Middle {
+        let mut numbers: Vec<f64> = numbers.into_iter().collect();
+        numbers.sort_by(f64::total_cmp);
+        let middle = numbers.len() as f64 / 2.0;
+        let away = 0.98 * (numbers.len() as f64).sqrt();
+        let at = |rank: f64| {
+            let rank = (rank.max(0.0) as usize).min(numbers.len().saturating_sub(1));
+            numbers.get(rank).copied().unwrap_or(f64::NAN)
+        };
+        Middle { median: at(middle), interval: [at((middle - away).floor()), at((middle + away).ceil())] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_lies_around_the_median_and_leaves_outliers_out() {
+        let middle = Middle::of((0..100).rev().map(f64::from).chain([1e9]));
+        assert_eq!(middle, Middle { median: 50.0, interval: [40.0, 61.0] });
+    }
+
+    #[test]
+    fn few_measurements_have_all_of_them_for_an_interval() {
+        assert_eq!(Middle::of([3.0, 1.0, 2.0]), Middle { median: 2.0, interval: [1.0, 3.0] });
+        assert!(Middle::of([]).median.is_nan());
+    }
+}
