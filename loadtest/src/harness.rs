@@ -135,5 +135,10 @@ async fn direct(world: Arc<World>, name: String) -> Result<()> {
     watching.abort();
     // The rest of the last second.
     director::second(&world, beginning, None).await;
+    if let Some(mut agent) = world.stage.agent()
+        && agent.has_died()
+    {
+        bail!("the agent has ended by itself; its last words:\n{}", agent.last_words());
+    }
     performed
 }

@@ -99,7 +99,6 @@ pub(super) fn start_to_connect(to: SocketAddr) -> io::Result<Socket> {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
-    pub(super) has_served: bool,
 }
 
 impl Connection {
@@ -111,22 +110,28 @@ impl Connection {
             Ok(ready) => ready.map_err(NoAnswer::Connect)?,
         }
         match stream.take_error() {
-            Ok(None) => Ok(Connection { stream, has_served: false }),
+            Ok(None) => Ok(Connection { stream }),
             Ok(Some(error)) | Err(error) => Err(NoAnswer::Connect(error)),
         }
     }
 
-    pub(super) async fn ask(&mut self, request: &[u8], within: Duration) -> Result<Answer, NoAnswer> {
+    pub(super) async fn ask(&self, request: &[u8], within: Duration) -> Result<Answer, NoAnswer> {
         self.send(request, within).await?;
-        let answer = self.read(within).await?;
-        self.has_served = true;
-        Ok(answer)
+        self.read(within).await
     }
 
-    /// Returns when the agent closes; what it sends unasked is no answer to anything.
+    /// Returns when the agent closes, or says something that is no answer to anything.
     pub(super) async fn closed(&self) {
-        // Readiness of a connection that waits for nothing is its end.
-        let _either_way = self.stream.readable().await;
+        loop {
+            if self.stream.readable().await.is_err() {
+                return;
+            }
+            // That it is readable may still be said of the last answer; only an attempt to read tells.
+            match self.stream.try_read(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
     }
 
     async fn send(&self, mut request: &[u8], within: Duration) -> Result<(), NoAnswer> {
