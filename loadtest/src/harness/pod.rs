@@ -51,7 +51,8 @@ pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> Transactio
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
-        let settled = Settled { group: visit.group, at, latency, attempts, failure: outcome.err() };
+        let settled =
+            Settled { group: visit.group_at(wanted), at, latency, attempts, failure: outcome.err() };
         Box::pin(report(world, user, &settled)).await?;
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
