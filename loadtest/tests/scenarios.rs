@@ -122,7 +122,8 @@ fn a_steady_rate_is_kept() {
 fn chatty_pods_cost_no_calls() {
     let Some(scenario) = Scenario::new("chatty") else { return };
     let run = scenario.run(&["--expect", "failed=0", "--expect", "eks_auth_calls<=roles"]);
-    assert!(group(&run, "chatty").requests > 5 * group(&run, "others").requests);
+    let of_one = |name| group(&run, name).requests / group(&run, name).pods;
+    assert!(of_one("chatty") > 10 * of_one("others"));
 }
 
 #[test]
