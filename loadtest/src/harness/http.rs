@@ -1,7 +1,8 @@
 //! One pod's HTTP: a request written whole, an answer read whole.
 //!
-//! hyper's client would do, and costs more than the server that is measured: it takes 1.2 times wrk's processor time for a request on
-//! a new connection where this takes 1.1, before anything is checked; and some 12 kB for a connection that is kept.
+//! hyper's client would do, and costs more than the server that is measured: with it a request on a new connection took 1.2 times
+//! wrk's processor time before anything was checked, and a kept connection 12 kB. This takes 1.14 to 1.17 times wrk's with all
+//! checks (1.25 on a kept connection), both clients on one core at the same time.
 
 use std::io;
 use std::net::SocketAddr;
