@@ -15,6 +15,7 @@ mod contest;
 mod first_fetch;
 mod ground;
 mod growth;
+mod harness;
 mod hyper;
 mod memory;
 pub(crate) mod middle;
@@ -23,7 +24,7 @@ pub(crate) mod row;
 mod watched;
 mod wrk;
 
-use crate::build::{self, Profile, target};
+use crate::build::{self, Binaries, Profile, target};
 use crate::clock::Stopwatch;
 use crate::process::is_root;
 use crate::report::{Counts, step};
@@ -35,8 +36,6 @@ use row::{Row, Verdict};
 /// The processor of the servers, and that of the clients.
 const SERVERS: usize = 0;
 const CLIENTS: usize = 1;
-/// About what credentials of the simulated EKS take.
-const BODY: usize = 1_200;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
@@ -70,17 +69,10 @@ enum Part {
     Pods,
     /// From 1 to 1,000 roles
     Roles,
+    /// The load harness against wrk
+    Harness,
     /// An unrelated connect() with and without the kernel programs (root); `bench-connect` is this alone, with more rounds
     Connect,
-}
-
-/// What is started.
-#[derive(Debug)]
-pub(crate) struct Tools {
-    agent: PathBuf,
-    simulated_eks: PathBuf,
-    bare_hyper: PathBuf,
-    eks_auth_calls: PathBuf,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -97,13 +89,16 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if let Some(reason) = setup::wrk().await? {
         bail!("{reason}");
     }
-    let tools = tools(arguments).await?;
+    let mut binaries = build::binaries(Profile::Release).await?;
+    if let Some(agent) = &arguments.agent {
+        binaries.agent = std::path::absolute(agent)?;
+    }
     let clock = Stopwatch::start();
     let mut results = Results::default();
     let mut left_out = Vec::new();
     for &part in Part::value_variants() {
         if arguments.only.is_empty() || arguments.only.contains(&part) {
-            left_out.extend(Box::pin(part.measure(&tools, arguments, &mut results)).await?);
+            left_out.extend(Box::pin(part.measure(&binaries, arguments, &mut results)).await?);
         }
     }
     println!("\n{}", row::text(&results.rows));
@@ -129,13 +124,13 @@ impl Part {
     /// Or why it is left out.
     async fn measure(
         self,
-        tools: &Tools,
+        binaries: &Binaries,
         arguments: &Arguments,
         results: &mut Results,
     ) -> Result<Option<String>> {
         let rounds = arguments.rounds;
         let logs = target().join("xtask/bench");
-        let loopback = async || Ground::loopback(tools, &logs).await;
+        let loopback = async || Ground::loopback(binaries, &logs).await;
         match self {
             Part::Attribution | Part::Connect if !is_root() => {
                 return Ok(Some("what the kernel programs cost: it takes root".to_owned()));
@@ -145,11 +140,13 @@ impl Part {
                 let ground = loopback().await?;
                 results.rows.extend(hyper::measure(&ground, "not attributing", rounds, against).await?);
             }
-            Part::Attribution => match Ground::node(tools, &logs).await? {
+            Part::Attribution => match Ground::node(binaries, &logs).await? {
                 Ok(ground) => results.rows.extend(hyper::measure(&ground, "enforcing", rounds, None).await?),
                 Err(reason) => return Ok(Some(format!("attribution: {reason}"))),
             },
-            Part::FirstFetch => results.rows.extend(first_fetch::measure(&loopback().await?, tools).await?),
+            Part::FirstFetch => {
+                results.rows.extend(first_fetch::measure(&loopback().await?, binaries).await?);
+            }
             Part::Memory => results.rows.extend(memory::measure(&loopback().await?).await?),
             Part::Pods => {
                 let (row, points) = growth::measure(&loopback().await?, Of::Pods, rounds).await?;
@@ -161,26 +158,11 @@ impl Part {
                 results.rows.push(row);
                 results.roles = points;
             }
+            Part::Harness => results.rows.push(harness::measure(&loopback().await?, binaries).await?),
             Part::Connect => results.rows.push(bench_connect::row().await?),
         }
         Ok(None)
     }
-}
-
-async fn tools(arguments: &Arguments) -> Result<Tools> {
-    let packages = ["--bins", "--examples", "-p", "podcred", "-p", "loadtest"];
-    let folder = build::build("podcred and what it is compared with", Profile::Release, &packages).await?;
-    let agent = match &arguments.agent {
-        Some(file) => std::path::absolute(file)?,
-        None => folder.join("podcred"),
-    };
-    let examples = folder.join("examples");
-    Ok(Tools {
-        agent,
-        simulated_eks: folder.join("simulated-eks"),
-        bare_hyper: examples.join("bare-hyper"),
-        eks_auth_calls: examples.join("eks-auth-calls"),
-    })
 }
 
 fn write(results: &Results) -> Result<PathBuf> {

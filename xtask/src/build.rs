@@ -22,36 +22,23 @@ pub(crate) struct Binaries {
     pub(crate) agent: PathBuf,
     pub(crate) simulated_eks: PathBuf,
     pub(crate) sdk_rust: PathBuf,
+    pub(crate) loadtest: PathBuf,
+    pub(crate) bare_hyper: PathBuf,
+    pub(crate) eks_auth_calls: PathBuf,
 }
 
-impl Profile {
-    /// As cargo knows it, and the folder below `target/` that it builds into.
-    fn name_and_folder(self) -> (&'static str, &'static str) {
-        match self {
-            Profile::Release => ("release", "release"),
-            Profile::Dev => ("dev", "debug"),
-        }
-    }
-}
-
+/// All of them whatever is wanted, so that cargo compiles their dependencies with one set of features; and without those of tests.
 pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
-    let packages = ["--bins", "-p", "podcred", "-p", "loadtest", "-p", "sdk-rust"];
-    let folder = build("podcred, the simulated EKS and the Rust client", profile, &packages).await?;
-    Ok(Binaries {
-        agent: folder.join("podcred"),
-        simulated_eks: folder.join("simulated-eks"),
-        sdk_rust: folder.join("sdk-rust"),
-    })
-}
-
-/// `cargo build`; gives the folder of what was built.
-pub(crate) async fn build(what: &str, profile: Profile, arguments: &[&str]) -> Result<PathBuf> {
-    let (name, folder) = profile.name_and_folder();
-    step(&format!("Building {what} (cargo, profile {name})"));
+    let (name, folder) = match profile {
+        Profile::Release => ("release", "release"),
+        Profile::Dev => ("dev", "debug"),
+    };
+    step(&format!("Building podcred and what it is tried with (cargo, profile {name})"));
     let clock = Stopwatch::start();
+    let packages = ["-p", "podcred", "-p", "loadtest", "-p", "sdk-rust"];
     let status = cargo()
-        .args(["build", "--profile", name])
-        .args(arguments)
+        .args(["build", "--bins", "--profile", name])
+        .args(packages)
         .kill_on_drop(true)
         .status()
         .await
@@ -60,7 +47,15 @@ pub(crate) async fn build(what: &str, profile: Profile, arguments: &[&str]) -> R
         bail!("cargo build ended with {status}");
     }
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
-    Ok(target().join(folder))
+    let built = |program: &str| target().join(folder).join(program);
+    Ok(Binaries {
+        agent: built("podcred"),
+        simulated_eks: built("simulated-eks"),
+        sdk_rust: built("sdk-rust"),
+        loadtest: built("loadtest"),
+        bare_hyper: built("bare-hyper"),
+        eks_auth_calls: built("eks-auth-calls"),
+    })
 }
 
 /// cargo, in the workspace's folder.

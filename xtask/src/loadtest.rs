@@ -1,13 +1,13 @@
 //! `cargo xtask loadtest`: one scenario of the load harness, against a podcred that is built for it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use tokio::process::Command;
 
-use crate::build::{self, Profile, target};
+use crate::build::{self, Binaries, Profile, target};
 use crate::process::{is_root, quietly, to_its_end};
 use crate::report::{Counts, step};
 
@@ -50,21 +50,21 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         step("Without root: all on loopback, nobody's cgroup is known, and no pod has a network of its own");
     }
-    let binaries = Binaries::build(Profile::Release).await?;
+    let binaries = build::binaries(Profile::Release).await?;
     let time = quietly("date", Command::new("date").args(["-u", "+%Y%m%d-%H%M%S"])).await?;
     let folder = target().join(format!("loadtest/{}-{}", arguments.scenario.name(), time.trim()));
-    binaries.run(arguments.scenario, &arguments.flags, &folder).await
+    drive(&binaries, arguments.scenario, &arguments.flags, &folder).await
 }
 
 /// Each scenario in a run of seconds, as one that passes or fails.
 pub(crate) async fn short() -> Result<Counts> {
-    let binaries = Binaries::build(Profile::Dev).await?;
+    let binaries = build::binaries(Profile::Dev).await?;
     let mut counts = Counts::default();
     for &scenario in Scenario::value_variants() {
         println!("\n── {}", scenario.name());
         let folder = target().join(format!("loadtest/short/{}", scenario.name()));
         // A scenario that cannot be run has failed; the others are still worth their while.
-        let outcome = binaries.run(scenario, &["--short".to_owned()], &folder).await;
+        let outcome = drive(&binaries, scenario, &["--short".to_owned()], &folder).await;
         counts.add(outcome.unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
             Counts { failed: 1, ..Counts::default() }
@@ -73,34 +73,16 @@ pub(crate) async fn short() -> Result<Counts> {
     Ok(counts)
 }
 
-#[derive(Debug)]
-struct Binaries {
-    agent: PathBuf,
-    harness: PathBuf,
-}
-
-impl Binaries {
-    async fn build(profile: Profile) -> Result<Binaries> {
-        let packages = ["--bins", "-p", "podcred", "-p", "loadtest"];
-        let folder = build::build("podcred and the load harness", profile, &packages).await?;
-        Ok(Binaries { agent: folder.join("podcred"), harness: folder.join("loadtest") })
-    }
-
-    /// The harness's expectations pass or fail as a whole.
-    async fn run(&self, scenario: Scenario, flags: &[String], folder: &Path) -> Result<Counts> {
-        let mut command = Command::new(&self.harness);
-        command.arg(scenario.name()).arg("--output").arg(folder).arg("--binary").arg(&self.agent);
-        command.args(flags).stdin(Stdio::null());
-        let status = to_its_end("the load harness", command).await?;
-        let report = folder.join("report.html");
-        if report.is_file() {
-            println!("The report: {}", report.display());
-        }
-        match status.code() {
-            Some(0) => Ok(Counts { passed: 1, ..Counts::default() }),
-            Some(1) => Ok(Counts { failed: 1, ..Counts::default() }),
-            Some(_) | None => bail!("{}: the run was not made ({status})", scenario.name()),
-        }
+/// The harness says where its report is. Its expectations pass or fail as a whole.
+async fn drive(binaries: &Binaries, scenario: Scenario, flags: &[String], folder: &Path) -> Result<Counts> {
+    let mut command = Command::new(&binaries.loadtest);
+    command.arg(scenario.name()).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
+    command.args(flags).stdin(Stdio::null());
+    let status = to_its_end("the load harness", command).await?;
+    match status.code() {
+        Some(0) => Ok(Counts { passed: 1, ..Counts::default() }),
+        Some(1) => Ok(Counts { failed: 1, ..Counts::default() }),
+        Some(_) | None => bail!("{}: the run was not made ({status})", scenario.name()),
     }
 }
 

@@ -31,6 +31,7 @@ impl Asking {
             .header("host", self.address.to_string())
             .header("authorization", token)
             .body(Empty::new())?;
+        self.sender.ready().await.context("the connection is closed")?;
         let answer = self.sender.send_request(request).await.context("no answer")?;
         let status = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();

@@ -10,11 +10,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::asking::Asking;
-use super::contest::Server;
+use super::contest::{Reference, Server};
 use super::watched::Watched;
 use super::wrk::{Client, SCRIPT};
-use super::{CLIENTS, SERVERS, Tools};
+use super::{CLIENTS, SERVERS};
 use crate::agent::{Agent, Ports, free_ports};
+use crate::build::Binaries;
 use crate::demo::network::Network;
 use crate::demo::thief::Attribution;
 use crate::eks::{Eks, PodName};
@@ -24,16 +25,21 @@ use crate::process::Process;
 const NAMESPACE: &str = "bench";
 /// What an agent does at these times is no cost of a request.
 const NO_REVALIDATION: [&str; 2] = ["--revalidate-after", "24h"];
+/// About as many bytes as credentials take.
+const BODY: usize = 1_100;
+/// As many as the agent has unless it is told otherwise.
+const WORKERS: usize = 2;
 const AT_ONCE: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Ground<'a> {
-    tools: &'a Tools,
+    binaries: &'a Binaries,
     pub(crate) eks: Eks,
     pub(crate) place: Place,
     flags: Vec<String>,
     logs: PathBuf,
     scratch: TempDir,
+    script: PathBuf,
     node: Option<Node>,
 }
 
@@ -61,36 +67,43 @@ pub(crate) struct Running<T> {
     pub(crate) guard: T,
 }
 
+#[derive(Debug)]
+pub(crate) struct Hyper {
+    pub(crate) reference: Reference,
+    _guards: [Process; 2],
+}
+
 impl<'a> Ground<'a> {
-    pub(crate) async fn loopback(tools: &'a Tools, logs: &Path) -> Result<Ground<'a>> {
-        Ground::on(tools, Place::Host, logs, vec!["--verify".to_owned(), "off".to_owned()], None).await
+    pub(crate) async fn loopback(binaries: &'a Binaries, logs: &Path) -> Result<Ground<'a>> {
+        Ground::on(binaries, Place::Host, logs, vec!["--verify".to_owned(), "off".to_owned()], None).await
     }
 
     /// An agent there has to enforce; or the reason why it cannot be had.
-    pub(crate) async fn node(tools: &'a Tools, logs: &Path) -> Result<Result<Ground<'a>, String>> {
-        let network = Network::prepare(&tools.agent, 1).await?;
-        let attribution = Attribution::prepare(&network, &tools.agent).await;
+    pub(crate) async fn node(binaries: &'a Binaries, logs: &Path) -> Result<Result<Ground<'a>, String>> {
+        let network = Network::prepare(&binaries.agent, 1).await?;
+        let attribution = Attribution::prepare(&network, &binaries.agent).await;
         if let Attribution::LeftOut(reason) = attribution {
             return Ok(Err(reason));
         }
         let (place, flags) = (network.node.clone(), attribution.flags());
         let node = Node { attribution, network };
-        Ok(Ok(Ground::on(tools, place, logs, flags, Some(node)).await?))
+        Ok(Ok(Ground::on(binaries, place, logs, flags, Some(node)).await?))
     }
 
     async fn on(
-        tools: &'a Tools,
+        binaries: &'a Binaries,
         place: Place,
         logs: &Path,
         flags: Vec<String>,
         node: Option<Node>,
     ) -> Result<Ground<'a>> {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let eks =
-            Eks::start(place.clone(), &tools.simulated_eks, listen, &logs.join("simulated-eks.log")).await?;
+        let eks = Eks::start(place.clone(), &binaries.simulated_eks, listen, &logs.join("simulated-eks.log"))
+            .await?;
         let scratch = tempfile::tempdir()?;
-        std::fs::write(scratch.path().join("tokens.lua"), SCRIPT)?;
-        Ok(Ground { tools, eks, place, flags, logs: logs.to_owned(), scratch, node })
+        let script = scratch.path().join("tokens.lua");
+        std::fs::write(&script, SCRIPT)?;
+        Ok(Ground { binaries, eks, place, flags, logs: logs.to_owned(), scratch, script, node })
     }
 
     /// Tokens of as many pods, whose service accounts have as many roles in turn.
@@ -132,17 +145,25 @@ impl<'a> Ground<'a> {
         };
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).chain(NO_REVALIDATION).collect();
         let (place, log) = (self.place.clone(), self.log("podcred"));
-        let guard = Agent::start(place, &self.tools.agent, &self.eks, &ports, &flags, &log).await?;
+        let guard = Agent::start(place, &self.binaries.agent, &self.eks, &ports, &flags, &log).await?;
         let address = SocketAddr::new(self.host(), ports.credentials);
         running(guard.id(), address, guard)
     }
 
-    /// hyper alone, with answers of as many bytes.
-    pub(crate) async fn hyper(&self, bytes: usize) -> Result<Running<Process>> {
-        let mut command = self.place.command(&self.tools.bare_hyper.display().to_string());
+    /// hyper alone, in two processes.
+    pub(crate) async fn reference(&self) -> Result<Hyper> {
+        let (one, two) = (self.hyper("one").await?, self.hyper("two").await?);
+        let reference = Reference { one: one.server, two: two.server };
+        Ok(Hyper { reference, _guards: [one.guard, two.guard] })
+    }
+
+    async fn hyper(&self, name: &str) -> Result<Running<Process>> {
+        let mut command = self.place.command(&self.binaries.bare_hyper.display().to_string());
         let address = SocketAddr::new(self.host(), 0).to_string();
-        command.args([&address, &bytes.to_string(), "2"]).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut guard = Process::spawn("bare-hyper", command, &self.log("bare-hyper"))?;
+        command.args([&address, &BODY.to_string(), &WORKERS.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let log = self.log(&format!("bare-hyper-{name}"));
+        let mut guard = Process::spawn("bare-hyper", command, &log)?;
         let stdout = guard.child().stdout.take().context("no stdout")?;
         let address = BufReader::new(stdout).lines().next_line().await?;
         let Some(address) = address.and_then(|line| line.parse().ok()) else {
@@ -184,26 +205,19 @@ impl<'a> Ground<'a> {
         running(guard.id(), address, guard)
     }
 
-    pub(crate) async fn body_size(&self, address: SocketAddr, tokens: &Tokens) -> Result<usize> {
-        let token = tokens.all.first().context("no token")?;
-        match &self.node {
-            // Only the pod's own cgroup is served: the size is the same on loopback and here, and does not matter to a byte.
-            Some(_) => Ok(super::BODY),
-            None => Ok(Asking::open(&self.place, address).await?.ask(token).await?.len()),
-        }
-    }
-
-    pub(crate) fn client<'b>(&'b self, script: &'b Path, tokens: &'b Tokens) -> Client<'b> {
+    pub(crate) fn client<'b>(&'b self, tokens: &'b Tokens) -> Client<'b> {
         let place = self.node.as_ref().and_then(|node| node.network.pods.first()).unwrap_or(&self.place);
-        Client { place, cgroup: tokens.cgroup.as_deref(), script, tokens: &tokens.file, cpu: CLIENTS }
+        Client {
+            place,
+            cgroup: tokens.cgroup.as_deref(),
+            script: &self.script,
+            tokens: &tokens.file,
+            cpu: CLIENTS,
+        }
     }
 
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
-    }
-
-    pub(crate) fn script(&self) -> PathBuf {
-        self.scratch.path().join("tokens.lua")
     }
 
     fn host(&self) -> IpAddr {

@@ -1,12 +1,12 @@
 //! Whether a request costs more where there are more pods or more roles.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::contest::{Contest, Server};
+use super::asking::Asking;
+use super::contest::{self, Compared};
 use super::ground::Ground;
-use super::middle::Middle;
-use super::row::{Control, Goal, Row, Unit};
+use super::row::{Goal, Row, Unit};
 use super::wrk::Connections;
 use crate::report::step;
 
@@ -36,41 +36,38 @@ pub(crate) async fn measure(ground: &Ground<'_>, of: Of, rounds: u32) -> Result<
         Of::Pods => ("pods", PODS),
         Of::Roles => ("roles", ROLES),
     };
-    let script = ground.script();
     let mut points = Vec::new();
-    let mut ratios: Vec<Middle> = Vec::new();
-    let mut control = 1.0;
+    let mut compared = Vec::new();
     for (pods, roles) in steps {
-        step(&format!("{pods} pods of {roles} roles"));
+        step(&format!("A request where there are {pods} pods of {roles} roles: {rounds} rounds"));
         let tokens = ground.tokens(&format!("{name}-{pods}-{roles}"), pods, roles).await?;
         let agent = ground.agent().await?;
         // Each is verified and fetched for before the first round: what is measured comes after that.
-        let mut asking = super::asking::Asking::open(&ground.place, agent.address).await?;
+        let mut asking = Asking::open(&ground.place, agent.address).await?;
         for token in &tokens.all {
             asking.ask(token).await?;
         }
         drop(asking);
-        let size = ground.body_size(agent.address, &tokens).await?;
-        let (one, two) = (ground.hyper(size).await?, ground.hyper(size).await?);
-        let servers = [&one.server, &two.server, &agent.server].map(Server::clone);
-        let contest =
-            Contest::hold(&servers, ground.client(&script, &tokens), Connections::Keep, rounds).await?;
-        let (microseconds, hyper_microseconds) = (contest.microseconds(2), contest.microseconds(0));
-        points.push(Point { pods, roles, microseconds, hyper_microseconds });
-        ratios.push(contest.ratio(2));
-        if (contest.control() - 1.0).abs() > f64::abs(control - 1.0) {
-            control = contest.control();
-        }
+        let hyper = ground.reference().await?;
+        let client = ground.client(&tokens);
+        let one =
+            contest::hold(&hyper.reference, &[&agent.server], client, Connections::Keep, rounds).await?;
+        let one = one.into_iter().next().context("nothing was compared")?;
+        points.push(Point { pods, roles, microseconds: one.other, hyper_microseconds: one.reference });
+        compared.push(one);
     }
+    let far = |compared: &&Compared| (compared.control.ratio - 1.0).abs();
+    let control =
+        compared.iter().max_by(|one, other| far(one).total_cmp(&far(other))).map(|most| most.control);
     // Each point beside hyper in the same rounds: the machine is not the same from one to the next.
-    let (first, last) = (ratios[0], ratios[ratios.len() - 1]);
+    let (first, last) = (compared[0].ratio, compared[compared.len() - 1].ratio);
     let costs: Vec<String> = points.iter().map(|point| format!("{:.1}", point.microseconds)).collect();
     let row = Row {
         what: format!("cost of a request, 1,000 times as many {name}"),
         value: first.median / last.median,
         unit: Unit::Ratio,
         interval: Some([first.interval[0] / last.interval[1], first.interval[1] / last.interval[0]]),
-        control: Some(Control::of_servers(control)),
+        control,
         goal: Some(Goal::AtMost(GOAL)),
         detail: format!("{} µs", costs.join(", ")),
     };

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use super::contest::{Contest, Server};
+use super::contest::{self, Compared, Server};
 use super::ground::Ground;
-use super::row::{Control, Goal, Row, Unit};
+use super::row::{Goal, Row, Unit};
 use super::wrk::Connections;
 use crate::report::step;
 
@@ -19,37 +19,38 @@ pub(crate) async fn measure(
 ) -> Result<Vec<Row>> {
     let tokens = ground.tokens("one", 1, 1).await?;
     let agent = ground.agent().await?;
-    let size = ground.body_size(agent.address, &tokens).await?;
-    let (one, two) = (ground.hyper(size).await?, ground.hyper(size).await?);
+    let hyper = ground.reference().await?;
     let other = match against {
         Some(command) => Some(ground.other(command, &tokens).await?),
         None => None,
     };
-    let mut servers: Vec<Server> = [&one.server, &two.server, &agent.server].map(Server::clone).to_vec();
-    servers.extend(other.as_ref().map(|other| other.server.clone()));
-
+    let servers: Vec<&Server> =
+        [&agent.server].into_iter().chain(other.as_ref().map(|other| &other.server)).collect();
     let mut rows = Vec::new();
-    let script = ground.script();
     for connections in [Connections::Close, Connections::Keep] {
-        step(&format!("{} servers on one processor, {}, {how}", servers.len(), connections.name()));
-        let contest = Contest::hold(&servers, ground.client(&script, &tokens), connections, rounds).await?;
-        let (hyper, name) = (contest.microseconds(0), connections.name());
-        let row = |server: usize, what: String, goal| {
-            let ratio = contest.ratio(server);
-            Row {
-                what,
-                value: ratio.median,
-                unit: Unit::Ratio,
-                interval: Some(ratio.interval),
-                control: Some(Control::of_servers(contest.control())),
-                goal,
-                detail: format!("hyper {hyper:.1} µs, this {:.1} µs a request", contest.microseconds(server)),
-            }
-        };
-        rows.push(row(2, format!("podcred against hyper, {name}, {how}"), Some(Goal::AtLeast(GOAL))));
-        if against.is_some() {
-            rows.push(row(3, format!("the other agent against hyper, {name}"), None));
-        }
+        let name = connections.name();
+        step(&format!("A request against hyper, {name}, {how}: {rounds} rounds"));
+        let client = ground.client(&tokens);
+        let compared = contest::hold(&hyper.reference, &servers, client, connections, rounds).await?;
+        let named = [
+            (format!("podcred against hyper, {name}, {how}"), Some(Goal::AtLeast(GOAL))),
+            (format!("the other agent against hyper, {name}"), None),
+        ];
+        rows.extend(
+            compared.into_iter().zip(named).map(|(compared, (what, goal))| row(what, compared, goal)),
+        );
     }
     Ok(rows)
+}
+
+fn row(what: String, compared: Compared, goal: Option<Goal>) -> Row {
+    Row {
+        what,
+        value: compared.ratio.median,
+        unit: Unit::Ratio,
+        interval: Some(compared.ratio.interval),
+        control: Some(compared.control),
+        goal,
+        detail: format!("hyper {:.1} µs, this {:.1} µs a request", compared.reference, compared.other),
+    }
 }

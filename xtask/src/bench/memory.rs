@@ -62,7 +62,14 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
 }
 
 fn row(agent: &Running<Agent>, what: &str, goal: Option<Goal>) -> Result<Row> {
-    let value = agent.server.process.resident()?;
-    let (what, unit) = (format!("memory, {what}"), Unit::Megabytes);
-    Ok(Row { what, value, unit, interval: None, control: None, goal, detail: String::new() })
+    let resident = agent.server.process.resident()?;
+    Ok(Row {
+        what: format!("memory, {what}"),
+        value: resident.all,
+        unit: Unit::Megabytes,
+        interval: None,
+        control: None,
+        goal,
+        detail: format!("{:.1} MB of it anonymous", resident.anonymous),
+    })
 }

@@ -20,10 +20,17 @@ pub(crate) fn svg(points: &[Point], title: &str, x: fn(&Point) -> usize) -> Resu
     let mut chart = ChartBuilder::on(&root)
         .caption(format!("CPU of a request (µs), by {title}"), ("sans-serif", 30))
         .margin(24)
+        .margin_right(60)
         .x_label_area_size(50)
         .y_label_area_size(60)
         .build_cartesian_2d((first as f64..last as f64).log_scale(), 0.0..most * 1.2)?;
-    chart.configure_mesh().light_line_style(TRANSPARENT).label_style(("sans-serif", 22)).draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .label_style(("sans-serif", 22))
+        .x_label_formatter(&|count| format!("{count:.0}"))
+        .y_label_formatter(&|cost| format!("{cost:.0}"))
+        .draw()?;
     for (name, colour, cost) in [
         ("podcred", PODCRED, (|point| point.microseconds) as fn(&Point) -> f64),
         ("bare hyper", HYPER, |point| point.hyper_microseconds),

@@ -1,9 +1,8 @@
 //! What a process costs, read from outside.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -39,14 +38,21 @@ impl Watched {
         Ok(Duration::from(clock.now().context("the process's CPU clock cannot be read")?))
     }
 
-    /// Resident memory in MB: what a memory limit counts, and the pages of the program's file.
-    pub(crate) fn resident(self) -> Result<f64> {
+    pub(crate) fn resident(self) -> Result<Resident> {
         let file = format!("/proc/{}/status", self.pid);
-        let status = std::fs::read_to_string(Path::new(&file)).with_context(|| file.clone())?;
-        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().split(' ').next());
-        let Some(kilobytes) = kilobytes.and_then(|number| number.parse::<f64>().ok()) else {
-            bail!("{file} tells no VmRSS");
+        let status = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+        let megabytes = |name: &str| {
+            let kilobytes = status.lines().find_map(|line| line.strip_prefix(name)?.trim().split(' ').next());
+            let kilobytes: Option<f64> = kilobytes.and_then(|number| number.parse().ok());
+            kilobytes.map(|number| number * 1024.0 / 1e6).with_context(|| format!("{file} tells no {name}"))
         };
-        Ok(kilobytes * 1024.0 / 1e6)
+        Ok(Resident { all: megabytes("VmRSS:")?, anonymous: megabytes("RssAnon:")? })
     }
+}
+
+/// In MB. What is not anonymous are pages of the program's own file, which all that run it share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resident {
+    pub(crate) all: f64,
+    pub(crate) anonymous: f64,
 }

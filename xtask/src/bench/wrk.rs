@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
@@ -51,16 +52,27 @@ pub(crate) struct Client<'a> {
     pub(crate) cpu: usize,
 }
 
-/// One run against this server; how many requests were answered, all with 200.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ran {
+    /// All of them answered with 200.
+    pub(crate) requests: u64,
+    /// wrk's own.
+    pub(crate) cpu: Duration,
+}
+
+/// One run against this server.
 pub(crate) async fn run(
     client: Client<'_>,
     url: &str,
     connections: Connections,
     seconds: u32,
-) -> Result<u64> {
-    let mut command: Command = client.place.command_in(client.cgroup, "taskset");
+) -> Result<Ran> {
+    // A shell knows what its children have cost.
+    let mut command: Command = client.place.command_in(client.cgroup, "sh");
     command
-        .args(["--cpu-list", &client.cpu.to_string(), "wrk", "-t1", "-c32"])
+        .args(["-c", r#""$@" && times"#, "sh", "taskset", "--cpu-list"])
+        .arg(client.cpu.to_string())
+        .args(["wrk", "-t1", "-c32"])
         .arg(format!("-d{seconds}s"))
         .arg("-s")
         .arg(client.script)
@@ -78,7 +90,21 @@ pub(crate) async fn run(
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    answered(&text).with_context(|| format!("wrk against {url}"))
+    let ran = answered(&text).and_then(|requests| Ok(Ran { requests, cpu: children(&text)? }));
+    ran.with_context(|| format!("wrk against {url}"))
+}
+
+/// The last line of `times`: `0m1.250000s 0m3.500000s`, in user space and in the kernel.
+fn children(text: &str) -> Result<Duration> {
+    let seconds = |time: &str| -> Option<f64> {
+        let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;
+        Some(60.0 * minutes.parse::<f64>().ok()? + seconds.parse::<f64>().ok()?)
+    };
+    let line = text.lines().last().unwrap_or_default();
+    let times: Option<Vec<f64>> = line.split_whitespace().map(seconds).collect();
+    let times = times.filter(|times| times.len() == 2);
+    let times = times.with_context(|| format!("the shell's `times` ends with {line:?}"))?;
+    Ok(Duration::from_secs_f64(times.iter().sum()))
 }
 
 fn answered(text: &str) -> Result<u64> {
@@ -102,5 +128,12 @@ mod tests {
         assert!(answered(&refused).unwrap_err().to_string().contains("responses: 7"));
         assert!(answered("  0 requests in 2.01s").is_err());
         assert!(answered("").is_err());
+    }
+
+    #[test]
+    fn what_wrk_cost_is_the_shell_s_last_line() {
+        let text = "Requests/sec: 1\n0m0.000000s 0m0.010000s\n1m1.250000s 0m3.500s\n";
+        assert_eq!(children(text).unwrap(), Duration::from_millis(64_750));
+        assert!(children("Requests/sec: 1\n").is_err());
     }
 }
