@@ -72,11 +72,11 @@ fn plan(options: &Options) -> Result<plan::Plan> {
         // Of somebody else's agent only what pods see is known.
         plan.expectations.retain(|condition| !condition.starts_with("eks_auth_calls"));
         plan.eks = crate::eks::Settings::default();
-        plan.notes.push(
+        plan.notes = vec![
             "The agent is not ours: whose credentials it gave cannot be checked, only that they are well-formed and have life \
              left. In enforce mode it takes these tokens from the harness only as from a --delegate."
                 .to_owned(),
-        );
+        ];
     }
     if plan.has_thieves() && !stage::has_cgroups(options) {
         bail!(
@@ -135,5 +135,10 @@ async fn direct(world: Arc<World>, name: String) -> Result<()> {
     watching.abort();
     // The rest of the last second.
     director::second(&world, beginning, None).await;
+    if let Some(mut agent) = world.stage.agent()
+        && agent.has_died()
+    {
+        bail!("the agent has ended by itself; its last words:\n{}", agent.last_words());
+    }
     performed
 }

@@ -42,10 +42,7 @@ pub(super) async fn watch(world: Arc<World>, beginning: Instant, name: String) {
         if second.at_seconds >= world.last_moment().as_secs_f64() || goose::is_killswitch_triggered() {
             world.over.cancel();
         }
-        if let Some(mut agent) = world.stage.agent()
-            && agent.has_died()
-        {
-            eprintln!("the agent has ended by itself; its last words:\n{}", agent.last_words());
+        if world.stage.agent().is_some_and(|mut agent| agent.has_died()) {
             world.over.cancel();
         }
     }

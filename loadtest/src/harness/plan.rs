@@ -45,6 +45,8 @@ pub(super) struct Visit {
     /// Where two visits have the same number they are of one pod.
     pub(super) pod: u32,
     pub(super) group: usize,
+    /// In every second turn of this length what it wants is counted in that group.
+    pub(super) by_turns: Option<(Duration, usize)>,
     pub(super) role: u32,
     pub(super) client: Client,
     pub(super) start: Duration,
@@ -185,7 +187,27 @@ impl Visit {
         end: Duration,
         pace: Pace,
     ) -> Visit {
-        Visit { pod, group: 0, role, client, start, end, dies: false, pace, thief_of: None, generation: 0 }
+        Visit {
+            pod,
+            group: 0,
+            by_turns: None,
+            role,
+            client,
+            start,
+            end,
+            dies: false,
+            pace,
+            thief_of: None,
+            generation: 0,
+        }
+    }
+
+    /// The group that a want of this moment is counted in.
+    pub(super) fn group_at(&self, wanted: Duration) -> usize {
+        match self.by_turns {
+            Some((turn, group)) if wanted.div_duration_f64(turn) as u64 % 2 == 1 => group,
+            Some(_) | None => self.group,
+        }
     }
 
     pub(super) fn in_group(self, group: usize) -> Visit {

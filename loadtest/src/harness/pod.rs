@@ -40,24 +40,26 @@ pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> Transactio
             Some(sdk) => sdk,
             None => {
                 let Some(tenant) = world.stage.tenant(visit.pod) else { break };
-                world.recorder.pod_started();
+                world.recorder.pod_started(visit.pod);
                 sdk.insert(Sdk::new(world, visit, tenant))
             }
         };
         let last = beginning + world.last_moment();
-        let (attempts, outcome) = sdk.retrieve(last).await;
+        // Boxed, as a pod sleeps most of its life: what only an asking one needs would be held by thousands.
+        let (attempts, outcome) = Box::pin(sdk.retrieve(last)).await;
         let settled = clock::mono();
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
-        let settled = Settled { group: visit.group, at, latency, attempts, failure: outcome.err() };
-        report(world, user, &settled).await?;
+        let settled =
+            Settled { group: visit.group_at(wanted), at, latency, attempts, failure: outcome.err() };
+        Box::pin(report(world, user, &settled)).await?;
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
         schedule.had(Had { at, life }, refreshing);
     }
-    if sdk.is_some() {
-        end(world, visit, beginning, sdk).await;
+    if let Some(sdk) = sdk {
+        Box::pin(end(world, visit, beginning, sdk)).await;
     }
     Ok(())
 }
@@ -74,6 +76,9 @@ async fn prepare(world: &Arc<World>, pod: u32) {
 
 /// Sleeps, and lets go of a connection that the agent closes meanwhile, as every SDK's pool does sooner or later.
 async fn wait(world: &World, sdk: Option<&mut Sdk<'_>>, until: Instant) {
+    if until <= clock::mono() {
+        return;
+    }
     if let Some(sdk) = sdk
         && let Some(connection) = &sdk.connection
     {
@@ -93,16 +98,23 @@ async fn report(world: &World, user: &mut GooseUser, settled: &Settled) -> Trans
     user.record_custom_request_duration("GET", group, settled.latency, class.is_none(), None, class).await
 }
 
-async fn end(world: &World, visit: &Visit, beginning: Instant, sdk: Option<Sdk<'_>>) {
+/// The pod has what it wanted, and lives on until it ends; a pool closes no connection before the agent does.
+async fn end(world: &World, visit: &Visit, beginning: Instant, mut sdk: Sdk<'_>) {
     if visit.dies {
-        world.over.run_until_cancelled(sleep_until(beginning + visit.end)).await;
+        wait(world, Some(&mut sdk), beginning + visit.end).await;
         drop(sdk);
         let tenant = world.stage.bury(visit.pod);
         // Removing a cgroup waits for the kernel; nothing else does meanwhile.
         let removed = tokio::task::spawn_blocking(move || drop(tenant)).await;
         removed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        world.recorder.pod_ended();
+    } else if let Some(connection) = &sdk.connection {
+        tokio::select! {
+            () = sleep_until(beginning + visit.end) => {}
+            () = world.over.cancelled() => {}
+            () = connection.closed() => {}
+        }
     }
-    world.recorder.pod_ended();
 }
 
 /// A pod's SDK: what it keeps between two retrievals.
@@ -174,8 +186,8 @@ impl<'a> Sdk<'a> {
 
     async fn ask(&mut self, request: &[u8]) -> Result<Answer, NoAnswer> {
         let within = self.manners.reads_within();
-        let mut kept = self.connection.take();
-        if let Some(connection) = &mut kept {
+        let kept = self.connection.take();
+        if let Some(connection) = &kept {
             match connection.ask(request, within).await {
                 Ok(answer) => {
                     self.keep(kept, &answer);
@@ -189,7 +201,7 @@ impl<'a> Sdk<'a> {
         let address = self.world.stage.endpoint().address;
         let socket = self.world.stage.as_pod(&self.tenant, || start_to_connect(address));
         let socket = socket.map_err(NoAnswer::Connect)?;
-        let mut connection = Connection::finish(socket, self.manners.connect_timeout).await?;
+        let connection = Connection::finish(socket, self.manners.connect_timeout).await?;
         let answer = connection.ask(request, within).await?;
         self.keep(Some(connection), &answer);
         Ok(answer)

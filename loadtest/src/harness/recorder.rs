@@ -1,6 +1,6 @@
 //! What is counted while pods ask, in memory that does not grow with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ struct Recorded {
     failures: BTreeMap<(usize, String), (u64, String)>,
     second: Counted,
     timeline: Vec<Second>,
-    started: u64,
+    started: HashSet<u32>,
     ended: u64,
     last: Duration,
 }
@@ -80,14 +80,15 @@ impl Recorder {
             failures: BTreeMap::new(),
             second: Counted::new("", 0),
             timeline: Vec::new(),
-            started: 0,
+            started: HashSet::new(),
             ended: 0,
             last: Duration::ZERO,
         }))
     }
 
-    pub(super) fn pod_started(&self) {
-        self.lock().started += 1;
+    /// It may have been here before.
+    pub(super) fn pod_started(&self, pod: u32) {
+        self.lock().started.insert(pod);
     }
 
     pub(super) fn pod_ended(&self) {
@@ -113,15 +114,16 @@ impl Recorder {
     /// Ends a second, which was counted until now.
     pub(super) fn second(&self, at: Duration, read: Read) -> Second {
         let mut recorded = self.lock();
+        let started = recorded.started.len() as u64;
         let second = Second {
             at_seconds: at.as_secs_f64(),
-            pods: recorded.started - recorded.ended,
+            pods: started - recorded.ended,
             requests: recorded.second.requests,
             failed: recorded.second.failed,
             p50_ms: recorded.second.quantile(0.5),
             p99_ms: recorded.second.quantile(0.99),
             eks_auth_calls: read.eks_auth_calls,
-            one_call_a_pod: recorded.started,
+            one_call_a_pod: started,
             agent_cpu: read.agent_cpu,
             agent_rss_bytes: read.agent_rss_bytes,
         };
@@ -297,7 +299,8 @@ mod tests {
     #[test]
     fn each_second_begins_anew() {
         let recorder = Recorder::new(1, &[("a".to_owned(), 1)]);
-        recorder.pod_started();
+        recorder.pod_started(0);
+        recorder.pod_started(0);
         recorder.settled(&settled(0, 5, None));
         let first = recorder.second(Duration::from_secs(1), Read::default());
         assert_eq!((first.requests, first.failed, first.pods, first.one_call_a_pod), (1, 0, 1, 1));

@@ -33,6 +33,9 @@ pub(super) struct Refreshing<'a> {
 /// An application that got no credentials asks for them at its next request to AWS.
 const NEXT_TRY: Duration = Duration::from_secs(1);
 
+/// Who asks again at once would ask a closed port a hundred thousand times a second.
+const AFTER_A_FAILURE: Duration = Duration::from_millis(100);
+
 impl Schedule {
     pub(super) fn new(pace: Pace, start: Duration, end: Duration) -> Schedule {
         Schedule { pace, next: Some(start).filter(|&start| start < end), end }
@@ -50,7 +53,7 @@ impl Schedule {
             Pace::Once => None,
             // Not from when the answer came: a slow agent must not be asked less for it.
             Pace::Every(period) => Some(last + period),
-            Pace::AtOnce => Some(had.at),
+            Pace::AtOnce => Some(had.at + had.life.map_or(AFTER_A_FAILURE, |_| Duration::ZERO)),
             Pace::Refresh => Some(had.at + refreshing.wait(had.life)),
         };
         self.next = next.filter(|&next| next < self.end);
@@ -109,7 +112,8 @@ mod tests {
     #[test]
     fn the_other_paces_go_by_the_answers() {
         assert_eq!(wants(Pace::Once, s(0), None), [10]);
-        assert_eq!(wants(Pace::AtOnce, s(30), None), [10, 40, 70]);
+        assert_eq!(wants(Pace::AtOnce, s(30), Some(s(60))), [10, 40, 70]);
+        assert_eq!(wants(Pace::AtOnce, s(0), None).len(), 900, "ten times a second after a failure");
         // 60 s of life less 15 min compressed to 2.5 s.
         assert_eq!(wants(Pace::Refresh, s(0), Some(s(60))), [10, 67]);
         assert_eq!(wants(Pace::Refresh, s(20), None), [10, 31, 52, 73, 94]);

@@ -37,8 +37,11 @@ impl World {
         let mut groups: Vec<(String, u64)> = plan.groups.iter().map(|name| (name.clone(), 0)).collect();
         let mut counted = std::collections::HashSet::new();
         for visit in &plan.visits {
-            if counted.insert((visit.group, visit.pod)) {
-                groups[visit.group].1 += 1;
+            let other = visit.by_turns.map(|(_, group)| group);
+            for group in [Some(visit.group), other].into_iter().flatten() {
+                if counted.insert((group, visit.pod)) {
+                    groups[group].1 += 1;
+                }
             }
         }
         let recorder = Recorder::new(u64::from(plan.pods()), &groups);

@@ -80,6 +80,25 @@ impl Pod {
 }
 
 #[test]
+fn a_thread_that_goes_home_is_in_no_pod_and_on_the_node() {
+    let Some(node) = node(Layout::default()) else { return };
+    let (pod, home) = (node.pod(PodSpec::default()).unwrap(), node.home().unwrap());
+    let network = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let of_node = node.agent().run(network).unwrap();
+    let (cgroup, of_home) = pod
+        .run(|| {
+            home.enter().unwrap();
+            (std::fs::read_to_string("/proc/thread-self/cgroup").unwrap(), network())
+        })
+        .unwrap();
+    assert!(
+        !cgroup.contains("kubepods") && cgroup.contains(&format!("podcred-test-{}", std::process::id())),
+        "{cgroup}"
+    );
+    assert_eq!(of_home, of_node);
+}
+
+#[test]
 fn the_address_of_a_dead_pod_can_be_inherited() {
     let Some(node) = node(Layout::default()) else { return };
     let first = node.pod(PodSpec::default()).unwrap();

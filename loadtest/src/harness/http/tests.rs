@@ -25,7 +25,7 @@ async fn answered(pieces: &'static [&'static str], close: bool) -> Result<Answer
         String::from_utf8(request[..read].to_vec()).unwrap()
     });
     let socket = start_to_connect(endpoint.address).unwrap();
-    let mut connection = Connection::finish(socket, SOON).await?;
+    let connection = Connection::finish(socket, SOON).await?;
     let answer = connection.ask(&endpoint.request(Client::Boto3.manners(), "t.o.k"), SOON).await;
     drop(connection);
     let request = server.await.unwrap();
@@ -71,4 +71,29 @@ async fn a_closed_port_is_refused_and_told_apart() {
         Err(error) => NoAnswer::Connect(error),
     };
     assert_eq!(failure.class(), "connect: connection refused");
+}
+
+#[tokio::test]
+async fn a_connection_is_closed_when_the_server_says_so_and_not_before() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Endpoint::at(listener.local_addr().unwrap());
+    let (close, closing) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        for _ in 0..2 {
+            let read = stream.read(&mut [0; 1024]).await.unwrap();
+            assert!(read > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        }
+        closing.await.unwrap();
+    });
+    let connection = Connection::finish(start_to_connect(endpoint.address).unwrap(), SOON).await.unwrap();
+    let request = endpoint.request(Client::Go.manners(), "t.o.k");
+    for _ in 0..2 {
+        connection.ask(&request, SOON).await.unwrap();
+        assert!(timeout(SOON / 4, connection.closed()).await.is_err(), "it is kept");
+    }
+    close.send(()).unwrap();
+    timeout(10 * SOON, connection.closed()).await.unwrap();
+    server.await.unwrap();
 }

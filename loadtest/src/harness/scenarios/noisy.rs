@@ -1,8 +1,8 @@
 //! One pod floods, by turns: what the others see beside it is compared with what they see alone in the turns between, so
 //! that what else the machine does falls on both.
 
-use super::s;
-use super::{Ask, Parts, role_of};
+use super::{Ask, Parts, role_of, s};
+use crate::harness::manners::Client;
 use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
 use crate::harness::schedule::spread;
 
@@ -12,8 +12,6 @@ pub(super) const PARTS: Parts =
 const ALONE: usize = 0;
 const BESIDE: usize = 1;
 const NOISY: usize = 2;
-/// Of each kind.
-const TURNS: u32 = 5;
 /// As many connections as the agent lets one pod have.
 const CONNECTIONS: u32 = 64;
 /// On each of them. Together they leave the processors room: what a machine without any does to pods is not the agent's to
@@ -28,27 +26,23 @@ fn size(short: bool) -> Size {
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
     let mut plan = Plan::new(size, &["alone", "beside", "noisy"]);
-    let turn = size.duration / (2 * TURNS);
-    let others = spread(size.pods, size.every.min(turn), &mut ask.chance);
-    let floods = spread(CONNECTIONS, FLOOD_EVERY, &mut ask.chance);
-    for number in 0..2 * TURNS {
-        let (begin, end) = (turn * number, turn * (number + 1));
-        let group = if number % 2 == 0 { ALONE } else { BESIDE };
-        for (pod, &start) in (0..).zip(&others) {
-            let role = role_of(pod, size.roles);
-            let pace = Pace::Every(size.every);
-            plan.visits
-                .push(Visit::new(pod, role, ask.clients.of(pod), begin + start, end, pace).in_group(group));
-        }
-        if group == BESIDE {
-            plan.steps.push((begin, Step::Say("the flood begins")));
-            plan.steps.push((end, Step::Say("the flood ends")));
-            for &start in &floods {
-                let pace = Pace::Every(FLOOD_EVERY);
-                // JS connects anew for each request, which costs an agent most.
-                let client = crate::harness::manners::Client::Js;
-                plan.visits.push(Visit::new(size.pods, 0, client, begin + start, end, pace).in_group(NOISY));
-            }
+    let turns = if ask.short { 5 } else { 20 };
+    let turn = size.duration / (2 * turns);
+    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+        let pace = Pace::Every(size.every);
+        let role = role_of(pod, size.roles);
+        let visit = Visit::new(pod, role, ask.clients.of(pod), start, size.duration, pace).in_group(ALONE);
+        plan.visits.push(Visit { by_turns: Some((turn, BESIDE)), ..visit });
+    }
+    let starts = spread(CONNECTIONS, FLOOD_EVERY, &mut ask.chance);
+    for number in 0..turns {
+        let (begin, end) = (turn * (2 * number + 1), turn * (2 * number + 2));
+        plan.steps.push((begin, Step::Say("the flood begins")));
+        plan.steps.push((end, Step::Say("the flood ends")));
+        for &start in &starts {
+            // JS connects anew for each request, which costs an agent most.
+            let (client, pace) = (Client::Js, Pace::Every(FLOOD_EVERY));
+            plan.visits.push(Visit::new(size.pods, 0, client, begin + start, end, pace).in_group(NOISY));
         }
     }
     plan.notes.push(format!(
