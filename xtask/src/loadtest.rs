@@ -1,13 +1,12 @@
 //! `cargo xtask loadtest`: one scenario of the load harness, against a podcred that is built for it.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use tokio::process::Command;
 
-use crate::build::{self, Binaries, Profile, target};
+use crate::build::{self, Profile, target};
 use crate::process::{is_root, quietly, to_its_end};
 use crate::report::{Counts, step};
 
@@ -46,43 +45,23 @@ pub(crate) enum Scenario {
     Saturate,
 }
 
+/// The harness says where its report is. Its expectations pass or fail as a whole.
 pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         step("Without root: all on loopback, nobody's cgroup is known, and no pod has a network of its own");
     }
     let binaries = build::binaries(Profile::Release).await?;
     let time = quietly("date", Command::new("date").args(["-u", "+%Y%m%d-%H%M%S"])).await?;
-    let folder = target().join(format!("loadtest/{}-{}", arguments.scenario.name(), time.trim()));
-    drive(&binaries, arguments.scenario, &arguments.flags, &folder).await
-}
-
-/// Each scenario in a run of seconds, as one that passes or fails.
-pub(crate) async fn short() -> Result<Counts> {
-    let binaries = build::binaries(Profile::Dev).await?;
-    let mut counts = Counts::default();
-    for &scenario in Scenario::value_variants() {
-        println!("\n── {}", scenario.name());
-        let folder = target().join(format!("loadtest/short/{}", scenario.name()));
-        // A scenario that cannot be run has failed; the others are still worth their while.
-        let outcome = drive(&binaries, scenario, &["--short".to_owned()], &folder).await;
-        counts.add(outcome.unwrap_or_else(|error| {
-            eprintln!("error: {error:#}");
-            Counts { failed: 1, ..Counts::default() }
-        }));
-    }
-    Ok(counts)
-}
-
-/// The harness says where its report is. Its expectations pass or fail as a whole.
-async fn drive(binaries: &Binaries, scenario: Scenario, flags: &[String], folder: &Path) -> Result<Counts> {
+    let scenario = arguments.scenario.name();
+    let folder = target().join(format!("loadtest/{scenario}-{}", time.trim()));
     let mut command = Command::new(&binaries.loadtest);
-    command.arg(scenario.name()).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
-    command.args(flags).stdin(Stdio::null());
+    command.arg(&scenario).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
+    command.args(&arguments.flags).stdin(Stdio::null());
     let status = to_its_end("the load harness", command).await?;
     match status.code() {
         Some(0) => Ok(Counts { passed: 1, ..Counts::default() }),
         Some(1) => Ok(Counts { failed: 1, ..Counts::default() }),
-        Some(_) | None => bail!("{}: the run was not made ({status})", scenario.name()),
+        Some(_) | None => bail!("{scenario}: the run was not made ({status})"),
     }
 }
 

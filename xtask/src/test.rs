@@ -9,12 +9,12 @@ use clap::{Args, ValueEnum};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-use crate::build::{Profile, cargo};
+use crate::build::{Profile, cargo, target};
 use crate::clock::Stopwatch;
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step, table};
 use crate::sdk::Sdk;
-use crate::{build_ebpf, demo, kernels, loadtest, sdks, setup};
+use crate::{build_ebpf, demo, kernels, sdks, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -31,14 +31,12 @@ enum Step {
     Clippy,
     /// cargo xtask build-ebpf --check: the committed kernel programs are what their source gives
     Ebpf,
-    /// cargo test: unit, integration and doc tests, AWS's own clients and promtool among them
+    /// cargo test: unit, integration and doc tests; AWS's own clients, promtool and a short run of each load test among them
     Tests,
     /// cargo xtask sdks
     Sdks,
     /// cargo xtask demo, short
     Demo,
-    /// cargo xtask loadtest, each scenario in a run of seconds
-    Scenarios,
     /// cargo xtask kernels, on the oldest
     Kernels,
     /// cargo deny check
@@ -94,7 +92,6 @@ impl Step {
                 let short = demo::Arguments { keep: false, pods, roles, profile: Profile::Dev, agent: None };
                 Ok((Box::pin(demo::run(&short)).await?, None))
             }
-            Step::Scenarios => scenarios().await,
             Step::Kernels => kernels().await,
             Step::Deny => deny().await,
         }
@@ -116,6 +113,8 @@ async fn tests() -> Result<(Counts, LeftOut)> {
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .env("PODCRED_AWS_CLIENTS", setup::venv())
+        // Built by the same command, for the agent's own tests.
+        .env("PODCRED_BINARY", target().join("debug/podcred"))
         .env("PATH", with_folder_of(promtool.as_deref())?);
     let mut left_out = Vec::new();
     left_out.extend(no_browser.as_deref());
@@ -123,7 +122,7 @@ async fn tests() -> Result<(Counts, LeftOut)> {
         left_out.push("promtool's check of /metrics: no promtool and no apt-get");
     }
     if !is_root() {
-        left_out.push("what needs root: the tests of the kernel programs, the simulated node and its pods, `podcred initialize`, and `podcred flush` by another user; they are counted but did nothing");
+        left_out.push("what needs root: the tests of the kernel programs, the simulated node and its pods, load tests in cgroups and namespaces, `podcred initialize`, and `podcred flush` by another user; they are counted but did nothing");
     }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("cargo test has no stdout")?).lines();
@@ -160,18 +159,6 @@ pub(crate) fn test_result(line: &str) -> Counts {
         parts.find_map(|part| part.strip_suffix(word)?.trim().parse().ok()).unwrap_or_default()
     };
     Counts { passed: number("passed"), failed: number("failed"), skipped: number("ignored") }
-}
-
-async fn scenarios() -> Result<(Counts, LeftOut)> {
-    let counts = Box::pin(loadtest::short()).await?;
-    Ok(match is_root() {
-        true => (counts, None),
-        false => {
-            let reason =
-                "what needs root: pods in cgroups and namespaces, and agents that enforce".to_owned();
-            (Counts { skipped: counts.skipped + 1, ..counts }, Some(reason))
-        }
-    })
 }
 
 async fn kernels() -> Result<(Counts, LeftOut)> {
