@@ -40,6 +40,7 @@ pub(crate) struct Pod {
     answers: Lines<BufReader<ChildStdout>>,
     /// Home and token; gone with the pod.
     files: TempDir,
+    cgroup: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,7 +110,12 @@ impl Pod {
         let mut process = Process::spawn(&format!("{} of {}", sdk.title(), name.pod_name), command, &log)?;
         let stdin = process.child().stdin.take().context("no stdin")?;
         let stdout = process.child().stdout.take().context("no stdout")?;
-        Ok(Pod { process, stdin, answers: BufReader::new(stdout).lines(), files })
+        Ok(Pod { process, stdin, answers: BufReader::new(stdout).lines(), files, cgroup })
+    }
+
+    /// Where pods have cgroups of their own.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_deref()
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {

@@ -213,12 +213,12 @@ async fn keep(world: World<'_>, network: &Network, plan: &[Planned<'_>]) -> Resu
         // Rust, Go and the interpreters would all do: what is wanted is the pod's token, in its namespace.
         let pod = Pod::start(world, &network.pods[index], planned.sdk, &planned.name, &planned.uri).await?;
         let token = pod.token_file();
-        let curl = format!("curl -sg -H \"Authorization: $(cat {})\" '{}'", token.display(), planned.uri);
-        println!("  # {}\n  {}", planned.name.pod_name, network.pods[index].shell(&curl));
+        let curl = format!("curl -sg -H \"Authorization: $(cat {})\" \"{}\"", token.display(), planned.uri);
+        println!("  # {}\n  {}", planned.name.pod_name, network.pods[index].shell(pod.cgroup(), &curl));
         kept.push(pod);
     }
     let on_node =
-        |what: &str, url: String| println!("{what}\n  {}", network.node.shell(&format!("curl -s {url}")));
+        |what: &str, url: String| println!("{what}\n  {}", network.node.shell(None, &format!("curl -s {url}")));
     on_node("The agent's metrics:", format!("http://127.0.0.1:{}/metrics", network.ports.metrics));
     on_node("The EKS Auth calls so far:", format!("{}/control/counts", world.eks.url()));
     let outage = r#"-X PATCH -d '{"outage":"refuse"}'"#;

@@ -38,11 +38,15 @@ impl Place {
         command
     }
 
-    /// `command` as a person types it to run it here.
-    pub(crate) fn shell(&self, command: &str) -> String {
-        match self.file() {
+    /// `command` as a person types it to run it here, without single quotes.
+    pub(crate) fn shell(&self, cgroup: Option<&Path>, command: &str) -> String {
+        let command = match self.file() {
             None => command.to_owned(),
             Some(file) => format!("nsenter --net={} {command}", file.display()),
+        };
+        match cgroup {
+            None => command,
+            Some(cgroup) => format!("sh -c 'echo $$ > {}/cgroup.procs && exec {command}'", cgroup.display()),
         }
     }
 

@@ -41,7 +41,7 @@ pub enum BindError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The bound control socket; its file goes when serving ends.
+/// The bound control socket; its file goes with it.
 #[derive(Debug)]
 pub struct ControlListener {
     listener: UnixListener,
@@ -118,9 +118,14 @@ pub async fn serve_control(
         () = serving => {}
         () = cancel.cancelled() => {}
     }
-    // Before the listener closes: while it answers, no successor takes the path, so the file is still this agent's.
-    if let Err(error) = fs::remove_file(&control.path) {
-        debug!(%error, "the control socket's file was gone already");
+}
+
+impl Drop for ControlListener {
+    fn drop(&mut self) {
+        // Before the listener closes: while it answers, no successor takes the path, so the file is still this agent's.
+        if let Err(error) = fs::remove_file(&self.path) {
+            debug!(%error, "the control socket's file was gone already");
+        }
     }
 }
 

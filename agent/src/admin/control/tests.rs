@@ -122,6 +122,14 @@ async fn the_file_goes_when_serving_ends() {
     assert_eq!(fs::read_dir(directory.path().join("podcred")).unwrap().count(), 0);
 }
 
+#[tokio::test]
+async fn an_agent_that_fails_at_start_leaves_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.sock");
+    drop(ControlListener::bind(&path).await.unwrap());
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn flush_says_that_no_agent_is_running() {
     let directory = tempfile::tempdir().unwrap();
