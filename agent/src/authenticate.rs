@@ -7,7 +7,7 @@ mod minting;
 mod tests;
 pub mod token;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use quick_cache::sync::Cache;
 
 use self::keys::{KeySource, Keys, Lookup};
 use self::token::{MAX_TOKEN_BYTES, TokenError};
-use crate::claims::{Claims, TokenHash};
+use crate::claims::{Claims, SharedNames, TokenHash};
 use crate::clock::Now;
 use crate::locks::lock;
 
@@ -55,13 +55,18 @@ pub struct Authenticator {
     issuer: Box<str>,
     keys: Arc<Keys>,
     known: Cache<TokenHash, Arc<Claims>>,
-    known_of: Mutex<KnownOf>,
+    remembered: Mutex<Remembered>,
     most_of_a_pod: usize,
     verified: AtomicU64,
 }
 
-/// The known tokens of each pod (by UID), oldest first: nobody's many tokens may push out another's.
-type KnownOf = HashMap<Arc<str>, VecDeque<TokenHash>>;
+/// What is only looked at when a token is remembered.
+#[derive(Default)]
+struct Remembered {
+    /// The known tokens of each pod (by UID), oldest first: nobody's many tokens may push out another's.
+    of_pods: HashMap<Arc<str>, Vec<TokenHash>>,
+    names: SharedNames,
+}
 
 impl Authenticator {
     pub fn new(issuer: String, keys: Arc<Keys>, verified_capacity: usize, most_of_a_pod: usize) -> Self {
@@ -69,7 +74,7 @@ impl Authenticator {
             issuer: issuer.into(),
             keys,
             known: Cache::new(verified_capacity),
-            known_of: Mutex::default(),
+            remembered: Mutex::default(),
             most_of_a_pod,
             verified: AtomicU64::new(0),
         }
@@ -118,28 +123,30 @@ impl Authenticator {
             return Err(TokenError::Signature);
         }
         self.verified.fetch_add(1, Ordering::Relaxed);
-        let claims = Arc::new(unverified.into_claims());
-        self.remember(hash, &claims);
-        Ok(Authenticated::Verified(claims, hash))
+        Ok(Authenticated::Verified(self.remember(hash, unverified.into_claims()), hash))
     }
 
-    fn remember(&self, hash: TokenHash, claims: &Arc<Claims>) {
-        let mut known_of = lock(&self.known_of);
+    fn remember(&self, hash: TokenHash, mut claims: Claims) -> Arc<Claims> {
+        let mut remembered = lock(&self.remembered);
+        let Remembered { of_pods, names } = &mut *remembered;
         // Pods that are gone leave their entries behind, and what they list falls out of the cache.
-        if known_of.len() as u64 >= self.known.capacity() {
-            known_of.retain(|_, hashes| hashes.iter().any(|hash| self.known.peek(hash).is_some()));
+        if of_pods.len() as u64 >= self.known.capacity() {
+            of_pods.retain(|_, hashes| hashes.iter().any(|hash| self.known.peek(hash).is_some()));
         }
-        let hashes = known_of.entry(Arc::clone(&claims.pod_uid)).or_default();
+        names.share(&mut claims);
+        let claims = Arc::new(claims);
+        let hashes = of_pods.entry(Arc::clone(&claims.pod_uid)).or_default();
         // Two requests may have verified one token at the same time.
         if !hashes.contains(&hash) {
-            hashes.push_back(hash);
+            // Most pods have one or two, not the four that a Vec would make room for.
+            hashes.reserve_exact(1);
+            hashes.push(hash);
         }
         while hashes.len() > self.most_of_a_pod {
-            if let Some(oldest) = hashes.pop_front() {
-                self.known.remove(&oldest);
-            }
+            self.known.remove(&hashes.remove(0));
         }
-        self.known.insert(hash, Arc::clone(claims));
+        self.known.insert(hash, Arc::clone(&claims));
+        claims
     }
 }
 

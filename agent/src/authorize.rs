@@ -162,7 +162,7 @@ impl Policy {
             Err(reason) => Verdict::Unattributed(*reason),
         };
         let elsewhere = match (&self.node_name, &claims.node) {
-            (Some(here), Some(node)) => *node.name != **here,
+            (Some(here), Some(node)) => **node != **here,
             (None, _) | (_, None) => false,
         };
         let has_passed = match verdict {

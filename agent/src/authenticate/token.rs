@@ -8,6 +8,7 @@ mod error;
 mod tests;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -16,7 +17,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 pub use self::error::TokenError;
-use crate::claims::{Claims, Node};
+use crate::claims::Claims;
 use crate::clock::UnixTime;
 
 pub const AUDIENCE: &str = "pods.eks.amazonaws.com";
@@ -213,7 +214,7 @@ fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenEr
     }
     let (Some(pod_name), Some(pod_uid)) = (pod_name, pod_uid) else { return Err(TokenError::NoPod) };
     let account_uid = account_uid.ok_or(TokenError::NoServiceAccountUid)?;
-    let node = node(kubernetes.node);
+    let (node, _) = parts(kubernetes.node);
 
     // These reach labels, logs and messages.
     let fit = is_dns_label(namespace)
@@ -221,9 +222,7 @@ fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenEr
         && is_dns_name(&pod_name)
         && is_uid(&account_uid)
         && is_uid(&pod_uid)
-        && node
-            .as_ref()
-            .is_none_or(|node| is_dns_name(&node.name) && (node.uid.is_empty() || is_uid(&node.uid)));
+        && node.as_deref().is_none_or(is_dns_name);
     if !fit {
         return Err(TokenError::Names);
     }
@@ -233,7 +232,7 @@ fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenEr
         service_account_uid: account_uid.into(),
         pod_name: pod_name.into(),
         pod_uid: pod_uid.as_ref().into(),
-        node,
+        node: node.as_deref().map(Arc::from),
         expires,
     })
 }
@@ -242,11 +241,6 @@ fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenEr
 fn parts(object: Option<Object<'_>>) -> (Option<Cow<'_, str>>, Option<Cow<'_, str>>) {
     let Some(object) = object else { return (None, None) };
     (object.name.filter(|name| !name.is_empty()), object.uid.filter(|uid| !uid.is_empty()))
-}
-
-fn node(object: Option<Object<'_>>) -> Option<Node> {
-    let (name, uid) = parts(object);
-    name.map(|name| Node { name: name.into(), uid: uid.unwrap_or_default().into() })
 }
 
 fn is_dns_name(name: &str) -> bool {

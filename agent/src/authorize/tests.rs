@@ -1,7 +1,6 @@
 //! The way to a permit.
 
 use super::*;
-use crate::claims::Node;
 use crate::clock::UnixTime;
 use crate::node_pods::NodePods;
 
@@ -12,7 +11,7 @@ fn claims(pod_uid: &str, node: Option<&str>) -> Arc<Claims> {
         service_account_uid: "sa-1".into(),
         pod_name: "cart-1".into(),
         pod_uid: pod_uid.into(),
-        node: node.map(|name| Node { name: name.into(), uid: "".into() }),
+        node: node.map(Arc::from),
         expires: UnixTime(0),
     })
 }

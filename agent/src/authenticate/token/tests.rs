@@ -42,14 +42,14 @@ fn a_projected_token_says_who_its_pod_is() {
     assert_eq!(&*claims.service_account_uid, "9d8f6a5e-0000-4000-8000-000000000002");
     assert_eq!(&*claims.pod_name, "checkout-6b8f9-x2x7z");
     assert_eq!(&*claims.pod_uid, "9d8f6a5e-0000-4000-8000-000000000001");
-    assert_eq!(&*claims.node.unwrap().name, "ip-10-0-0-1.ec2.internal");
+    assert_eq!(&*claims.node.unwrap(), "ip-10-0-0-1.ec2.internal");
     assert_eq!(claims.expires, UnixTime(EXPIRES));
 }
 
 #[test]
 fn what_clusters_differ_in_is_accepted() {
     assert_eq!(with_claim("/kubernetes.io/node", Value::Null).unwrap().node, None);
-    assert_eq!(&*with_claim("/kubernetes.io/node/uid", Value::Null).unwrap().node.unwrap().uid, "");
+    assert!(with_claim("/kubernetes.io/node/uid", Value::Null).unwrap().node.is_some());
     assert!(with_claim("/aud", json!("pods.eks.amazonaws.com")).is_ok());
     assert!(with_claim("/aud", json!(["sts.amazonaws.com", "pods.eks.amazonaws.com"])).is_ok());
     assert!(with_claim("/nbf", Value::Null).is_ok());
@@ -93,7 +93,6 @@ fn each_wrong_claim_has_its_own_reason() {
         ("/kubernetes.io/pod/name", json!("a\nb"), TokenError::Names),
         ("/kubernetes.io/pod/name", json!("a".repeat(254)), TokenError::Names),
         ("/kubernetes.io/node/name", json!("a\"b"), TokenError::Names),
-        ("/kubernetes.io/node/uid", json!("a\"b"), TokenError::Names),
     ] {
         assert_eq!(with_claim(pointer, value.clone()), Err(reason), "{pointer} = {value}");
     }
