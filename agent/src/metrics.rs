@@ -62,6 +62,7 @@ pub struct Metrics {
     attributed_ok: IntCounter,
     compared: IntCounterVec,
     compared_same_pod: IntCounter,
+    not_compared: IntCounter,
     attribution: IntGaugeVec,
     probe_lost: IntCounterVec,
     links_mended: IntCounter,
@@ -277,6 +278,7 @@ impl Metrics {
                 "Pods that /metrics does not tell apart because there are more than --pod-metrics-max.",
             )?,
             compared_same_pod: compared.with_label_values(&["same_pod"]),
+            not_compared: compared.with_label_values(&["not_compared"]),
             compared,
             listener_bound: gauges(
                 r,
@@ -320,8 +322,8 @@ impl Metrics {
     pub fn compared(&self, verdict: &Verdict) {
         match verdict {
             Verdict::SamePod => self.compared_same_pod.inc(),
-            Verdict::NotCompared
-            | Verdict::Delegate
+            Verdict::NotCompared => self.not_compared.inc(),
+            Verdict::Delegate
             | Verdict::OtherPod { .. }
             | Verdict::DelegatesUnknown
             | Verdict::OtherNode
