@@ -217,8 +217,9 @@ async fn keep(world: World<'_>, network: &Network, plan: &[Planned<'_>]) -> Resu
         println!("  # {}\n  {}", planned.name.pod_name, network.pods[index].shell(pod.cgroup(), &curl));
         kept.push(pod);
     }
-    let on_node =
-        |what: &str, url: String| println!("{what}\n  {}", network.node.shell(None, &format!("curl -s {url}")));
+    let on_node = |what: &str, url: String| {
+        println!("{what}\n  {}", network.node.shell(None, &format!("curl -s {url}")));
+    };
     on_node("The agent's metrics:", format!("http://127.0.0.1:{}/metrics", network.ports.metrics));
     on_node("The EKS Auth calls so far:", format!("{}/control/counts", world.eks.url()));
     let outage = r#"-X PATCH -d '{"outage":"refuse"}'"#;
