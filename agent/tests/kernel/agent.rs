@@ -16,6 +16,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::harness::{BROKEN, Others, connect, until};
 
+/// The agent's own variable for its flag of that name.
+const EKS_AUTH_WAIT: &str = "PODCRED_EKS_AUTH_WAIT";
+
 pub(crate) const NODE_NAME: &str = "ip-10-0-1-17.eu-west-1.compute.internal";
 
 /// The service accounts that have a role.
@@ -137,6 +140,8 @@ impl Cluster {
             .env("AWS_ACCESS_KEY_ID", credentials.access_key_id())
             .env("AWS_SECRET_ACCESS_KEY", credentials.secret_access_key())
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            // Where the machine is slow, a first fetch takes longer than SDKs wait.
+            .envs(std::env::var_os(EKS_AUTH_WAIT).map(|wait| (EKS_AUTH_WAIT, wait)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         command

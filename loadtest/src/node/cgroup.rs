@@ -180,6 +180,8 @@ fn kill_others_in(cgroup: &Path) {
     }
     let threads = fs::read_to_string(cgroup.join("cgroup.threads")).unwrap_or_default();
     let threads: BTreeSet<i32> = threads.lines().filter_map(|line| line.parse().ok()).collect();
+    // A thread that is just ending has no id any more and is listed as 0, which to kill() is all of our own process group.
+    let threads = threads.into_iter().filter(|&thread| thread > 0);
     for thread in threads {
         if !Path::new(&format!("/proc/self/task/{thread}")).exists() {
             // It may have ended by itself.
