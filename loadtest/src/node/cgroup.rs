@@ -75,8 +75,13 @@ impl Drop for Domain {
         if here.nodes > 0 {
             return;
         }
-        let left = write(&here.former.join("cgroup.procs"), "0")
-            .or_else(|_| write(&self.mount.join("cgroup.procs"), "0"));
+        let former = here.former.join("cgroup.procs");
+        let left = write(&former, "0").or_else(|_| write(&self.mount.join("cgroup.procs"), "0"));
+        // Children that were made meanwhile, a browser or a server, are here by accident and go back as well.
+        for child in fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
+            // It may have ended by itself.
+            let _ = write(&former, child);
+        }
         *joined = None;
         if let Err(error) = left.and_then(|()| remove(&self.path)) {
             tracing::warn!(event = "cgroup_left_behind", error = %format!("{error:#}"), "a test cgroup stays");

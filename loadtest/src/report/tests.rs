@@ -101,8 +101,7 @@ async fn screenshot(folder: &Path, preferred_scheme: &str) -> Screen {
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"])
         .arg(format!("--window-size={WIDTH},{HEIGHT}"))
         .arg(format!("--blink-settings=preferredColorScheme={preferred_scheme}"))
-        // One of its own: a browser that finds another still ending in its profile asks that one to open the page, and goes.
-        .arg(format!("--user-data-dir={}", folder.join(format!("profile-{preferred_scheme}")).display()))
+        .arg(format!("--user-data-dir={}", folder.join("profile").display()))
         .arg(format!("--screenshot={}", picture.display()))
         .arg(format!("file://{}", folder.join("report.html").display()))
         .stdin(Stdio::null())
