@@ -63,7 +63,17 @@ async fn build(source: &Path, target: &Path, sysroot: &Path, linker: &Path) -> R
     let mut command = cargo();
     command
         .current_dir(source)
-        .args(["build", "--quiet", "--locked", "--release", "--package", "agent-ebpf", "--bin", "probe"])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--profile",
+            "bpf",
+            "--package",
+            "agent-ebpf",
+            "--bin",
+            "probe",
+        ])
         .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core", "--target-dir"])
         .arg(target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags(source, sysroot)?)
@@ -79,7 +89,7 @@ async fn build(source: &Path, target: &Path, sysroot: &Path, linker: &Path) -> R
     if !status.success() {
         bail!("the kernel programs do not build");
     }
-    let linked = std::fs::read(target.join("bpfel-unknown-none/release/probe"))?;
+    let linked = std::fs::read(target.join("bpfel-unknown-none/bpf/probe"))?;
     let object = object::finish(&linked).context("the linked object is not as expected")?;
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
     Ok(object)
