@@ -184,10 +184,9 @@ fn kill_others_in(cgroup: &Path) {
         kill_others_in(&child);
     }
     let threads = fs::read_to_string(cgroup.join("cgroup.threads")).unwrap_or_default();
-    let threads: BTreeSet<i32> = threads.lines().filter_map(|line| line.parse().ok()).collect();
     // A thread that is just ending has no id any more and is listed as 0, which to kill() is all of our own process group.
-    let threads = threads.into_iter().filter(|&thread| thread > 0);
-    for thread in threads {
+    let ids = threads.lines().filter_map(|line| line.parse().ok()).filter(|&thread| thread > 0);
+    for thread in ids.collect::<BTreeSet<i32>>() {
         if !Path::new(&format!("/proc/self/task/{thread}")).exists() {
             // It may have ended by itself.
             let _ = kill(Pid::from_raw(thread), Signal::SIGKILL);
