@@ -145,27 +145,28 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
 /// The socket's entry in CALLER. Null: no memory, or the group has its share.
 #[inline(always)]
 fn client(socket: *mut bpf_sock, group: u64, counters: *mut Counters) -> *mut Client {
-    let client = CALLER.get(socket);
-    if !client.is_null() || counters.is_null() {
-        // Without counters there is no count: COUNTERS is full of pods then, and nobody's doing.
-        return if client.is_null() { CALLER.get_or_create(socket, core::ptr::null()) } else { client };
+    let known = CALLER.get(socket);
+    if !known.is_null() {
+        return known;
     }
+    // Without counters nothing is counted: COUNTERS is full of pods then, and nobody's doing.
+    let is_counted = !counters.is_null();
     // Signed, because a number that falls twice for one socket must not lock its pod out, see `no_longer_counted`.
     // SAFETY: not null, hence a whole element of COUNTERS.
-    if unsafe { (*counters).sockets } >= SOCKETS_PER_GROUP {
+    if is_counted && unsafe { (*counters).sockets } >= SOCKETS_PER_GROUP {
         count!(counters, over_share);
-        return client;
+        return core::ptr::null_mut();
     }
-    let client = CALLER.get_or_create(socket, core::ptr::null());
-    if !client.is_null() {
+    let new = CALLER.get_or_create(socket, core::ptr::null());
+    if is_counted && !new.is_null() {
         // SAFETY: a whole `Client`, whose socket is locked by this connect(), and a whole element of COUNTERS.
         let sockets = unsafe {
-            (*client).holder = group;
+            (*new).holder = group;
             &raw mut (*counters).sockets
         };
         add(sockets.cast(), 1);
     }
-    client
+    new
 }
 
 /// The last descriptor of a socket is closed. The entry stays until the connection is over: this kind of program may not delete

@@ -29,8 +29,8 @@ pub(crate) static DESTINATIONS: HashMap<Destination, u32, 64, ON_DEMAND> = HashM
 #[btf_map]
 pub(crate) static IMDS_ALLOWED: HashMap<u64, u32, 4096, ON_DEMAND> = HashMap::new();
 
-/// On a client's socket, until its connection is over: who called connect(). 1,024 open sockets of one group; beyond them, and where the socket's option
-/// memory is used up (by its owner), a connection is not attributed.
+/// On a client's socket, until its connection is over: who called connect(). 1,024 open sockets of one group; beyond them,
+/// and where the socket's option memory is used up (by its owner), a connection is not attributed.
 #[btf_map]
 pub(crate) static CALLER: SocketStorage<Client, PLAIN> = SocketStorage::new();
 
