@@ -50,8 +50,9 @@ pub(crate) async fn measure(ground: &Ground<'_>, of: Of, rounds: u32) -> Result<
         drop(asking);
         let hyper = ground.reference().await?;
         let client = ground.client(&tokens);
+        // No connection is many pods': one that stayed open would carry each token in turn, which nobody's does.
         let one =
-            contest::hold(&hyper.reference, &[&agent.server], client, Connections::Keep, rounds).await?;
+            contest::hold(&hyper.reference, &[&agent.server], client, Connections::Close, rounds).await?;
         let one = one.into_iter().next().context("nothing was compared")?;
         points.push(Point { pods, roles, microseconds: one.other, hyper_microseconds: one.reference });
         compared.push(one);
