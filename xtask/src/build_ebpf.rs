@@ -15,6 +15,7 @@ use crate::build::{cargo, root, target};
 use crate::clock::Stopwatch;
 use crate::process::quietly;
 use crate::report::{Counts, step};
+use crate::toolchain;
 
 mod object;
 
@@ -33,8 +34,12 @@ const BPF_LINKER: &str = "0.10.0";
 const RUSTC: &str = "1.95.";
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
-    let sysroot = sysroot().await?;
-    rust_src(&sysroot).await?;
+    let version = toolchain::version().await?;
+    if !version.starts_with(&format!("rustc {RUSTC}")) {
+        bail!("the kernel programs are built with rustc {RUSTC}x, this is {version}");
+    }
+    let sysroot = toolchain::sysroot().await?;
+    toolchain::rust_src(&sysroot).await?;
     let linker = bpf_linker().await?;
     let committed = root().join(OBJECT);
     if !arguments.check {
@@ -101,53 +106,8 @@ fn flags(source: &Path, sysroot: &Path) -> Result<OsString> {
     // Otherwise aya-ebpf takes the kernel's bindings of the machine that builds, whose names end up in the object. The programs
     // touch nothing that differs.
     flags.push("--cfg=bpf_target_arch=\"x86_64\"".into());
-    let mut remap = |from: &Path, to: &str| {
-        let mut flag = OsString::from("--remap-path-prefix=");
-        flag.push(from);
-        flag.push("=");
-        flag.push(to);
-        flags.push(flag);
-    };
-    remap(source, "");
-    remap(sysroot, "/toolchain");
-    let home = std::env::home_dir().context("no home directory")?;
-    let cargo_home = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
-    // One folder for each registry, named after it: a mirror's is called differently.
-    for registry in std::fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten() {
-        remap(&registry?.path(), "/crates");
-    }
+    flags.extend(toolchain::without_paths(source, sysroot)?);
     Ok(flags.join(OsString::from("\x1f").as_os_str()))
-}
-
-async fn sysroot() -> Result<PathBuf> {
-    let rustc = || {
-        let mut rustc = Command::new("rustc");
-        rustc.current_dir(root());
-        rustc
-    };
-    let version = quietly("rustc --version", rustc().arg("--version")).await?;
-    if !version.starts_with(&format!("rustc {RUSTC}")) {
-        bail!("the kernel programs are built with rustc {RUSTC}x, this is {}", version.trim());
-    }
-    let sysroot = quietly("rustc --print sysroot", rustc().args(["--print", "sysroot"])).await?;
-    Ok(PathBuf::from(sysroot.trim()))
-}
-
-/// The standard library's source, to build core for BPF.
-async fn rust_src(sysroot: &Path) -> Result<()> {
-    let core = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
-    if core.is_file() {
-        return Ok(());
-    }
-    step("Installing rust-src (rustup)");
-    let mut rustup = Command::new("rustup");
-    quietly("rustup", rustup.args(["component", "add", "rust-src"])).await.with_context(|| {
-        format!(
-            "the standard library's source is missing: it belongs to {}, where `rustup component add rust-src` puts it",
-            core.display()
-        )
-    })?;
-    Ok(())
 }
 
 async fn bpf_linker() -> Result<PathBuf> {

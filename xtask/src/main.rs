@@ -18,6 +18,7 @@ mod clock;
 mod demo;
 mod eks;
 mod http;
+mod image;
 mod kernels;
 mod loadtest;
 mod namespace;
@@ -28,6 +29,7 @@ mod sdk;
 mod sdks;
 mod setup;
 mod test;
+mod toolchain;
 
 use report::Counts;
 
@@ -57,6 +59,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Measure what the kernel programs cost a connect() that is none of theirs
     BenchConnect(bench_connect::Arguments),
+    /// Pack the image for amd64 and arm64, as deploy/Dockerfile makes it, without a container daemon
+    Image(image::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -92,6 +96,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Loadtest(arguments) => Box::pin(loadtest::run(&arguments)).await,
         Task::Bench(arguments) => Box::pin(bench::run(&arguments)).await,
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
+        Task::Image(arguments) => Box::pin(image::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

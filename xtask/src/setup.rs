@@ -140,6 +140,30 @@ pub(crate) async fn emulator() -> Result<Option<String>> {
     }))
 }
 
+/// Sees to it that C can be compiled and linked for another processor, and its programs started; returns why not.
+pub(crate) async fn cross_compiler(cpu: &str) -> Result<Option<String>> {
+    let (compiler, emulator) = (format!("{cpu}-linux-gnu-gcc"), format!("qemu-{cpu}-static"));
+    // As Debian names its packages.
+    let (gcc, libc) = match cpu {
+        "aarch64" => ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
+        _ => ("gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"),
+    };
+    if !on_path(&compiler) {
+        install_packages(vec![gcc, libc]).await?;
+    }
+    if !on_path(&emulator) {
+        install_packages(vec!["qemu-user-static"]).await?;
+    }
+    let missing: Vec<&str> =
+        [&compiler, &emulator].into_iter().map(String::as_str).filter(|program| !on_path(program)).collect();
+    Ok((!missing.is_empty()).then(|| {
+        format!(
+            "podcred for {cpu}: {} not on the PATH, and only root on Debian can have it installed",
+            missing.join(", ")
+        )
+    }))
+}
+
 async fn system_packages() -> Result<()> {
     let mut packages = Vec::new();
     if !on_path("ip") {

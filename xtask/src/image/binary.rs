@@ -1,0 +1,59 @@
+//! podcred for one processor, statically linked: the image has no libraries.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use super::Arch;
+use crate::build::{cargo, root, target};
+use crate::clock::Stopwatch;
+use crate::report::step;
+use crate::{setup, toolchain};
+
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) file: PathBuf,
+    pub(super) triple: String,
+}
+
+/// Or why it cannot be built here.
+pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
+    let triple = format!("{}-unknown-linux-gnu", arch.cpu());
+    let mut command = cargo();
+    if !arch.is_here() {
+        if let Some(reason) = setup::cross_compiler(arch.cpu()).await? {
+            return Ok(Err(reason));
+        }
+        let tool = |name: &str| format!("{}-linux-gnu-{name}", arch.cpu());
+        let snake = triple.replace('-', "_");
+        command
+            .env(format!("CARGO_TARGET_{}_LINKER", snake.to_uppercase()), tool("gcc"))
+            .env(format!("CC_{snake}"), tool("gcc"))
+            .env(format!("AR_{snake}"), tool("ar"));
+    }
+    step(&format!(
+        "Building podcred for {}, statically linked (cargo, profile release; minutes)",
+        arch.name()
+    ));
+    let clock = Stopwatch::start();
+    let sysroot = toolchain::sysroot().await?;
+    let mut flags = vec![OsString::from("-Ctarget-feature=+crt-static")];
+    flags.extend(toolchain::without_paths(root(), &sysroot)?);
+    command
+        .args(["build", "--release", "--package", "podcred", "--target", &triple])
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsString::from("\x1f").as_os_str()))
+        .kill_on_drop(true);
+    if !toolchain::has_standard_library(&triple).await? {
+        toolchain::rust_src(&sysroot).await?;
+        // On the stable compiler.
+        command.args(["-Z", "build-std"]).env("RUSTC_BOOTSTRAP", "1");
+    }
+    let status = command.status().await.context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build for {triple} ended with {status}");
+    }
+    step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
+    let file = target().join(&triple).join("release/podcred");
+    Ok(Ok(Built { file, triple }))
+}
