@@ -51,12 +51,14 @@ impl Archive {
             "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
             "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
         });
+        let mut config = started();
+        config["Labels"] = labels;
         let config = self.json(
             CONFIG,
             &json!({
                 "architecture": arch.name(),
                 "os": "linux",
-                "config": { "Entrypoint": [PROGRAM], "Cmd": ["server"], "User": "0:0", "Labels": labels },
+                "config": config,
                 "rootfs": { "type": "layers", "diff_ids": [diff] },
             }),
         )?;
@@ -109,6 +111,11 @@ impl Archive {
     }
 }
 
+/// How a container of it is started.
+fn started() -> Value {
+    json!({ "Entrypoint": [PROGRAM], "Cmd": ["server"], "User": "0:0" })
+}
+
 fn layer(contents: &Contents) -> Result<Vec<u8>> {
     let mut tar = Builder::new(Vec::new());
     for Entry { path, kind } in contents.entries() {
@@ -159,6 +166,19 @@ mod tests {
         let file = folder.join(name);
         archive.write(&file).unwrap();
         std::fs::read(file).unwrap()
+    }
+
+    #[test]
+    fn the_dockerfile_starts_the_same() {
+        let dockerfile = include_str!("../../../deploy/Dockerfile");
+        let line = |name: &str| {
+            let of = |line: &'static str| line.strip_prefix(name)?.strip_prefix(' ');
+            dockerfile.lines().filter_map(of).last().unwrap_or_default()
+        };
+        let Value::Object(started) = started() else { panic!("not an object") };
+        assert_eq!(line("ENTRYPOINT"), started["Entrypoint"].to_string());
+        assert_eq!(line("CMD"), started["Cmd"].to_string());
+        assert_eq!(line("USER"), started["User"]);
     }
 
     #[test]
