@@ -113,7 +113,8 @@ impl Archive {
 
 /// How a container of it is started.
 fn started() -> Value {
-    json!({ "Entrypoint": [PROGRAM], "Cmd": ["server"], "User": "0:0" })
+    // The path for `kubectl exec`.
+    json!({ "Entrypoint": [PROGRAM], "Cmd": ["server"], "User": "0:0", "Env": ["PATH=/"] })
 }
 
 fn layer(contents: &Contents) -> Result<Vec<u8>> {
@@ -179,6 +180,7 @@ mod tests {
         assert_eq!(line("ENTRYPOINT"), started["Entrypoint"].to_string());
         assert_eq!(line("CMD"), started["Cmd"].to_string());
         assert_eq!(line("USER"), started["User"]);
+        assert_eq!(line("ENV"), started["Env"][0]);
     }
 
     #[test]
