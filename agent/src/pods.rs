@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
+use crate::authenticate::last::LastToken;
 use crate::claims::Claims;
 use crate::clock::Now;
 use crate::config::PodLimits;
@@ -30,6 +31,7 @@ pub struct Pod {
     name: OnceLock<Arc<Claims>>,
     waiting: Semaphore,
     failures: Mutex<Failures>,
+    pub last_token: LastToken,
     pub connections: AtomicUsize,
     pub served: AtomicU64,
     pub refused: AtomicU64,
@@ -80,6 +82,7 @@ impl Pod {
             name: OnceLock::new(),
             waiting: Semaphore::new(limits.waiting),
             failures: Mutex::default(),
+            last_token: LastToken::default(),
             connections: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             refused: AtomicU64::new(0),

@@ -40,7 +40,14 @@ pub struct Connection {
     pub caller: Caller,
     /// The caller's entry among the pods, where there is a caller.
     pub pod: Option<Arc<Pod>>,
+    /// Where nobody knows whose it is; a pod has one for all its connections.
     pub last_token: LastToken,
+}
+
+impl Connection {
+    fn last_token(&self) -> &LastToken {
+        self.pod.as_deref().map_or(&self.last_token, |pod| &pod.last_token)
+    }
 }
 
 #[derive(Debug)]
@@ -130,7 +137,7 @@ impl Service {
         token: &[u8],
         now: Now,
     ) -> Result<Authenticated, Rejection> {
-        if let Some(again) = connection.last_token.again(token, now) {
+        if let Some(again) = connection.last_token().again(token, now) {
             return Ok(again);
         }
         let pod = connection.pod.as_deref();
@@ -142,7 +149,7 @@ impl Service {
                 if let (Some(pod), Some(claims)) = (pod, authenticated.verified()) {
                     pod.learn_name(claims);
                 }
-                connection.last_token.note(token, &authenticated);
+                connection.last_token().note(token, &authenticated);
                 Ok(authenticated)
             }
             Err(error) => {
