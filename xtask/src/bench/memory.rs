@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::try_join_all;
+use tokio::time::sleep;
 
 use super::asking::Asking;
 use super::ground::{Ground, Running};
@@ -17,8 +18,8 @@ const ROLES: usize = 10;
 const GOAL: f64 = 16.0;
 const CONNECTIONS: usize = 1_000;
 const BURST: usize = 10;
-/// For memory that is given back only later, as mimalloc does it.
-const SETTLE: Duration = Duration::from_secs(2);
+/// For memory that is given back only later: the agent does it every ten seconds.
+const SETTLE: Duration = Duration::from_secs(12);
 
 pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
     let most = TOKENS[TOKENS.len() - 1];
@@ -26,15 +27,15 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
     let tokens = ground.tokens("many", most, ROLES).await?;
     let agent = ground.agent().await?;
     let mut rows = vec![row(&agent, "at start", None)?];
-    let mut asking = Asking::open(&ground.place, agent.address).await?;
     for (from, to) in [(0, TOKENS[0]), (TOKENS[0], TOKENS[1])] {
+        let mut asking = Asking::open(&ground.place, agent.address).await?;
         for token in &tokens.all[from..to] {
             asking.ask(token).await?;
         }
+        sleep(SETTLE).await;
         let goal = (to == most).then_some(Goal::AtMost(GOAL));
         rows.push(row(&agent, &format!("after {to} tokens of {ROLES} roles"), goal)?);
     }
-    drop(asking);
 
     step(&format!("Opening {CONNECTIONS} connections"));
     let open = try_join_all(tokens.all.iter().take(CONNECTIONS).map(|token| async {
@@ -55,7 +56,7 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
         Ok(agent.guard.metric("podcred_connections").await? == 0)
     })
     .await?;
-    tokio::time::sleep(SETTLE).await;
+    sleep(SETTLE).await;
     let what = format!("after a burst of {BURST} requests on each, all closed");
     rows.push(row(&agent, &what, None)?);
     Ok(rows)
