@@ -1,7 +1,7 @@
 //! One pod floods, by turns: what the others see beside it is compared with what they see alone in the turns between, so
 //! that what else the machine does falls on both.
 
-use super::{Ask, Parts, role_of, s};
+use super::{Ask, Parts, s};
 use crate::harness::manners::Client;
 use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
 use crate::harness::schedule::spread;
@@ -30,8 +30,7 @@ fn plan(ask: &mut Ask) -> Plan {
     let turn = size.duration / (2 * turns);
     for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
         let pace = Pace::Every(size.every);
-        let role = role_of(pod, size.roles);
-        let visit = Visit::new(pod, role, ask.clients.of(pod), start, size.duration, pace).in_group(ALONE);
+        let visit = ask.visit(pod, start, size.duration, pace).in_group(ALONE);
         plan.visits.push(Visit { by_turns: Some((turn, BESIDE)), ..visit });
     }
     let starts = spread(CONNECTIONS, FLOOD_EVERY, &mut ask.chance);

@@ -1,5 +1,7 @@
 use std::collections::HashSet;
 
+use clap::ValueEnum;
+
 use super::*;
 use crate::harness::plan::Pace;
 use crate::report::Expectation;
