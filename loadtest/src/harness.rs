@@ -31,6 +31,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
+pub use self::agent::Agent;
 pub use self::options::Options;
 use self::options::Target;
 use self::scenarios::Ask;

@@ -3,13 +3,14 @@
 //! The podcred binary is named by PODCRED_BINARY; without it these tests are left out, which in CI is a failure. As root each
 //! pod is a pod to the kernel; without, all is on loopback, and what needs the kernel is left out.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use loadtest::eks::{Config, PodToken, SimulatedEks};
+use loadtest::harness::Agent;
 use loadtest::report::{Group, Run};
+use tokio::runtime::Builder;
 
 /// Runs take the machine's processors: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -233,82 +234,27 @@ fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
     assert_eq!(held, [false, true]);
 }
 
-/// An agent that somebody runs, and the EKS that it asks.
-struct Elsewhere {
-    agent: Child,
-    url: String,
-    eks: SimulatedEks,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Elsewhere {
-    fn start(binary: &Path, home: &Path) -> Elsewhere {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        let eks = runtime.block_on(SimulatedEks::start(Config::default())).expect("a simulated EKS");
-        eks.create_association("load", "app-0", "arn:aws:iam::111122223333:role/app-0");
-        let mut command = Command::new(binary);
-        command.args([
-            "server",
-            "--log-format",
-            "json",
-            "--verify",
-            "off",
-            "--cluster-name",
-            eks.cluster_name(),
-        ]);
-        command.args(["--endpoint", eks.url(), "--issuer", eks.issuer(), "--bind-hosts", "127.0.0.1"]);
-        command.args([
-            "--port",
-            "0",
-            "--probe-port",
-            "0",
-            "--metrics-port",
-            "0",
-            "--metrics-address",
-            "127.0.0.1",
-        ]);
-        command.arg("--control-socket").arg(home.join("control.sock"));
-        command.env_clear().env("HOME", home).env("AWS_REGION", eks.region());
-        command.env("AWS_ACCESS_KEY_ID", eks.node_credentials().access_key_id());
-        command.env("AWS_SECRET_ACCESS_KEY", eks.node_credentials().secret_access_key());
-        let mut agent = command.stderr(Stdio::piped()).spawn().expect("podcred starts");
-        let mut log = BufReader::new(agent.stderr.take().expect("it is piped")).lines();
-        let serving = log.by_ref().map_while(Result::ok).find(|line| line.contains("\"serving\""));
-        let serving: serde_json::Value = serde_json::from_str(&serving.expect("it serves")).expect("JSON");
-        // A log that nobody reads fills its pipe.
-        std::thread::spawn(move || log.map_while(Result::ok).for_each(drop));
-        let url = format!("http://{}/v1/credentials", serving["credentials"].as_str().expect("an address"));
-        Elsewhere { agent, url, eks, _runtime: runtime }
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
-    }
-}
-
 #[test]
 fn an_agent_that_somebody_runs_serves_the_tokens_of_a_folder() {
     let Some(scenario) = Scenario::new("steady") else { return };
-    let (home, tokens) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let elsewhere = Elsewhere::start(&scenario.binary, home.path());
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let eks = runtime.block_on(SimulatedEks::start(Config::default())).unwrap();
+    eks.create_association("load", "app-0", "arn:aws:iam::111122223333:role/app-0");
+    let agent = Agent::start(&scenario.binary, &[], &eks, None).unwrap();
+    let tokens = tempfile::tempdir().unwrap();
     for pod in 0..5 {
-        let minted = elsewhere.eks.mint(PodToken::new("load", "app-0", format!("app-0-{pod}")));
+        let minted = eks.mint(PodToken::new("load", "app-0", format!("app-0-{pod}")));
         std::fs::write(tokens.path().join(format!("pod-{pod}")), minted.token).unwrap();
     }
     let folder = tokens.path().to_str().unwrap();
-    let output = scenario.output(&["--agent", &elsewhere.url, "--token-dir", folder, "--pods", "5"]);
+    let output = scenario.output(&["--agent", &agent.url(), "--token-dir", folder, "--pods", "5"]);
     assert!(output.status.success(), "{output:?}");
     let run = read(scenario.folder.path());
     // Every 2 s of 6.
     assert_eq!((run.totals.served, run.totals.failed, run.totals.wrong), (15, 0, 0));
     assert_eq!((run.totals.eks_auth_calls, run.agent_command), (None, None), "neither is known here");
     assert!(run.notes.iter().any(|note| note.contains("--delegate")));
-    assert_eq!(elsewhere.eks.counts().total, 1);
+    assert_eq!(eks.counts().total, 1);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The agent that is tested, where it is ours: podcred as a process, on the simulated node or on loopback.
+//! podcred as a process, on the simulated node or on loopback.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -28,8 +28,9 @@ const GONE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const LINES_KEPT: usize = 30;
 
+/// podcred, which ends with this.
 #[derive(Debug)]
-pub(super) struct Agent {
+pub struct Agent {
     binary: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
@@ -45,8 +46,8 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// Returns when it serves.
-    pub(super) fn start(
+    /// Returns when it serves. `more` are further flags.
+    pub fn start(
         binary: &std::path::Path,
         more: &[String],
         eks: &SimulatedEks,
@@ -88,6 +89,10 @@ impl Agent {
             agent.arguments.extend(["--port".to_owned(), agent.endpoint.address.port().to_string()]);
         }
         Ok(agent)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}{}", self.endpoint.host, self.endpoint.path)
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {

@@ -9,14 +9,15 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::check::Due;
 use super::http::{Answer, Connection, NoAnswer, start_to_connect};
 use super::manners::Manners;
-use super::plan::Visit;
+use super::plan::{TokenLife, Visit};
 use super::recorder::{Failed, Settled};
 use super::schedule::{Had, Refreshing, Schedule, life_left};
 use super::tenant::Tenant;
 use super::world::World;
 use crate::clock;
 
-const BEFORE_THE_START: Duration = Duration::from_millis(50);
+/// The kubelet has a token ready before a pod wants it; signing one takes a millisecond.
+const AHEAD: Duration = Duration::from_millis(500);
 
 /// The whole life of goose user number `user`.
 pub(super) async fn live(world: &Arc<World>, user: usize) {
@@ -25,11 +26,12 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
     let Some(beginning) = world.beginning().await else { return };
     let mut schedule = Schedule::new(visit.pace, visit.start, visit.end);
     let mut sdk: Option<Sdk<'_>> = None;
-    wait(world, None, beginning + visit.start.saturating_sub(BEFORE_THE_START)).await;
-    if visit.dies {
-        prepare(world, visit.pod).await;
-    }
+    let has_new_tokens = visit.dies || world.plan.tokens != TokenLife::Usual;
     while let Some(wanted) = schedule.next() {
+        if has_new_tokens {
+            wait(world, sdk.as_mut(), beginning + wanted.saturating_sub(AHEAD)).await;
+            prepare(world, visit.pod).await;
+        }
         let intended = beginning + wanted;
         wait(world, sdk.as_mut(), intended).await;
         if world.over.is_cancelled() {
@@ -61,7 +63,6 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
     }
 }
 
-/// The kubelet has the token ready before the pod starts; signing one takes a millisecond.
 async fn prepare(world: &Arc<World>, pod: u32) {
     let world = Arc::clone(world);
     let signed =

@@ -40,9 +40,9 @@ fn plan(ask: &mut Ask) -> Plan {
     }
     plan.steps.push((busy, Step::Say("the last pod is gone")));
     plan.expect(&["failed=0", "wrong=0"]);
-    // The first, renewals as credentials age, and some that EKS Auth refuses because their pod has just died: nothing that
-    // grows with the pods.
-    plan.expect(&["eks_auth_calls<=20*roles"]);
+    // The first, two renewals as credentials age, and as many that EKS Auth refuses because their pod has just died: nothing
+    // that grows with the pods.
+    plan.expect(&["eks_auth_calls<=8*roles"]);
     plan.findings.push(Finding::NoCallsAfter(busy + silence));
     plan
 }

@@ -31,7 +31,7 @@ fn plan(ask: &mut Ask) -> Plan {
     }
     plan.notes
         .push(format!("Tokens live {} s; a pod has a new one after 0.6 to 0.8 of that.", life.as_secs()));
-    plan.expect(&["failed=0", "wrong=0", "p99<500ms"]);
+    plan.expect(&["failed=0", "wrong=0", "p99<200ms"]);
     if !ask.short {
         // A second's worth may be made up for by renewals that were late. A short run's lives end before they spread.
         plan.findings.push(Finding::CallsInASecond(renewals as u64 * 2));
