@@ -3,13 +3,16 @@
 //! The podcred binary is named by PODCRED_BINARY; without it these tests are left out, which in CI is a failure. As root each
 //! pod is a pod to the kernel; without, all is on loopback, and what needs the kernel is left out.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use loadtest::eks::{Config, PodToken, SimulatedEks};
 use loadtest::harness::Agent;
 use loadtest::report::{Group, Run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::runtime::Builder;
 
 /// Runs take the machine's processors: one at a time.
@@ -42,10 +45,15 @@ impl Scenario {
         })
     }
 
-    fn output(&self, more: &[&str]) -> Output {
+    fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args([self.name, "--short", "--binary"]).arg(&self.binary);
-        command.arg("--output").arg(self.folder.path()).args(more).output().expect("the harness starts")
+        command.arg("--output").arg(self.folder.path()).args(more);
+        command
+    }
+
+    fn output(&self, more: &[&str]) -> Output {
+        self.command(more).output().expect("the harness starts")
     }
 
     /// The run, which held what this scenario expects by itself, or what is expected here of a build that is not optimized.
@@ -199,9 +207,16 @@ fn others_are_served_beside_a_flood() {
         return;
     }
     let Some(scenario) = Scenario::new("noisy") else { return };
-    let run = scenario.run(&["--expect", "failed(alone)=0", "--expect", "failed(beside)=0"]);
-    assert!(group(&run, "noisy").requests > 1_000);
-    assert_eq!(group(&run, "noisy").pods, 1);
+    let run = scenario.run(&[
+        "--expect",
+        "failed(alone)=0",
+        "--expect",
+        "failed(beside)=0",
+        "--expect",
+        "failed(flooded)=0",
+    ]);
+    assert!(group(&run, "flood").requests > group(&run, "busy").requests);
+    assert_eq!(group(&run, "flood").pods, 1);
 }
 
 #[test]
@@ -232,6 +247,30 @@ fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
     let held: Vec<bool> =
         read(scenario.folder.path()).expected.iter().map(|expected| expected.held).collect();
     assert_eq!(held, [false, true]);
+}
+
+#[test]
+fn a_run_that_is_stopped_tells_what_it_saw_and_leaves_nothing_behind() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let mut command = scenario.command(&["--pods", "20", "--duration", "60s"]);
+    let mut harness = command.stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = BufReader::new(harness.stderr.take().unwrap());
+    let mut lines = stderr.lines().map(|line| line.unwrap());
+    assert!(
+        lines.any(|line| line.contains("20 pods") && line.contains("requests/s")),
+        "it shows its progress"
+    );
+    let id = harness.id();
+    kill(Pid::from_raw(id.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let said: Vec<String> = lines.collect();
+    assert_eq!(harness.wait().unwrap().code(), Some(1), "{said:?}");
+    let run = read(scenario.folder.path());
+    assert!(run.totals.served > 0 && run.duration_seconds < 60.0);
+    let last = run.expected.last().unwrap();
+    assert!(!last.held && last.was.starts_with("stopped by a signal"), "{last:?}");
+    for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        assert!(!Path::new(&format!("{mount}/podcred-test-{id}")).exists());
+    }
 }
 
 #[test]

@@ -43,8 +43,19 @@ impl Endpoint {
     pub(super) fn request(&self, manners: &Manners, token: &str) -> Vec<u8> {
         let (path, host) = (&self.path, &self.host);
         let (headers, authorization) = (manners.headers, manners.authorization);
-        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}{authorization}: {token}\r\n\r\n")
-            .into_bytes()
+        let parts = [
+            "GET ",
+            path,
+            " HTTP/1.1\r\nHost: ",
+            host,
+            "\r\n",
+            headers,
+            authorization,
+            ": ",
+            token,
+            "\r\n\r\n",
+        ];
+        parts.concat().into_bytes()
     }
 }
 

@@ -139,8 +139,7 @@ impl<'a> Sdk<'a> {
     async fn attempts(&mut self, attempts: &mut u32) -> Result<SystemTime, Failed> {
         loop {
             // The file is read at each retrieval, by all SDKs; here at each attempt.
-            let token = self.token()?;
-            let request = self.world.stage.endpoint().request(self.manners, &token);
+            let request = self.world.stage.endpoint().request(self.manners, &self.token()?);
             *attempts += 1;
             let (failed, again) = match self.ask(&request).await {
                 Ok(answer) if answer.head.status == 200 => return self.judge(&answer),

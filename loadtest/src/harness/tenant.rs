@@ -58,12 +58,13 @@ pub(super) fn tenants(
     }
     let first_visits: Vec<&Visit> = first_visits.into_iter().flatten().collect();
     let mint = Arc::new(Mint { eks: Arc::clone(eks), life: plan.tokens, spool: Spool::new()? });
-    let make = |visit: &&Visit| Tenant::minted(&mint, node, visit, visit.pod < own_networks);
-    let tenants: Result<Vec<Tenant>> = first_visits.iter().map(make).collect();
-    let tenants = tenants?;
+    let make = |visit: &&Visit| {
+        Tenant::minted(&mint, node, visit, visit.pod < own_networks).map(|tenant| Some(Arc::new(tenant)))
+    };
+    let tenants: Vec<Option<Arc<Tenant>>> = first_visits.iter().map(make).collect::<Result<_>>()?;
     // Signing takes most of the time: all processors do it. What dies within the run is made in it, and its token with it.
     let early = tenants.iter().zip(first_visits).filter(|(_, visit)| !visit.dies);
-    let early: Vec<&Tenant> = early.map(|(tenant, _)| tenant).collect();
+    let early: Vec<&Tenant> = early.filter_map(|(tenant, _)| tenant.as_deref()).collect();
     let share = early.len().div_ceil(thread::available_parallelism()?.get()).max(1);
     thread::scope(|scope| {
         let sign = |tenants: &[&Tenant]| tenants.iter().try_for_each(|tenant| tenant.token().map(drop));
@@ -73,7 +74,7 @@ pub(super) fn tenants(
         };
         threads.into_iter().try_for_each(join)
     })?;
-    Ok(tenants.into_iter().map(|tenant| Some(Arc::new(tenant))).collect())
+    Ok(tenants)
 }
 
 /// Pods that run elsewhere: one for each file.

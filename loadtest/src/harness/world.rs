@@ -42,8 +42,8 @@ impl World {
         let mut groups: Vec<(String, u64)> = plan.groups.iter().map(|name| (name.clone(), 0)).collect();
         let mut counted = std::collections::HashSet::new();
         for visit in &plan.visits {
-            let other = visit.by_turns.map(|(_, group)| group);
-            for group in [Some(visit.group), other].into_iter().flatten() {
+            let own = std::slice::from_ref(&visit.group);
+            for &group in visit.by_turns.map_or(own, |(_, groups)| groups) {
                 if counted.insert((group, visit.pod)) {
                     groups[group].1 += 1;
                 }

@@ -29,14 +29,17 @@ fn plan(ask: &mut Ask) -> Plan {
         plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
     }
     plan.notes.push(
-        "Java makes its six attempts without a pause: while the port is closed they are spent within milliseconds, and its chain \
-         goes on to IMDS. The other SDKs wait about a second between two attempts."
+        "While the port is closed Java spends its six attempts within milliseconds, and its chain goes on to IMDS. Go and Rust pause \
+         at random, up to 2 s and 1 s, then up to 4 s and 2 s, and seldom twice so briefly that they fail. boto3 and JS pause 1 s."
             .to_owned(),
     );
     plan.expect(&["wrong=0", "eks_auth_calls<=3*roles"]);
     for group in ask.client_groups() {
-        if group == "boto3" || group == "js" {
-            plan.expectations.push(format!("failed({group})=0"));
+        match group {
+            "boto3" | "js" => plan.expectations.push(format!("failed({group})=0")),
+            // A short run is closed for a longer part of its time, and the agent may be a build that takes its time to start.
+            _ if ask.short => {}
+            _ => plan.expectations.push(format!("failed({group})<=0.01*requests({group})")),
         }
     }
     plan
