@@ -253,7 +253,7 @@ fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
 fn a_run_that_is_stopped_tells_what_it_saw_and_leaves_nothing_behind() {
     let Some(scenario) = Scenario::new("steady") else { return };
     let mut command = scenario.command(&["--pods", "20", "--duration", "60s"]);
-    let mut harness = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut harness = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let stderr = BufReader::new(harness.stderr.take().unwrap());
     let mut lines = stderr.lines().map(|line| line.unwrap());
     assert!(
