@@ -125,7 +125,7 @@ impl Service {
         now: Now,
     ) -> Result<Option<SemaphorePermit<'a>>, Rejection> {
         match connection.pod.as_deref() {
-            Some(pod) => pod.wait(now.mono + self.wait).await.map(Some).ok_or(Rejection::TooManyWaiting),
+            Some(pod) => pod.wait(now, now.mono + self.wait).await.map(Some).ok_or(Rejection::TooManyWaiting),
             None => Ok(None),
         }
     }

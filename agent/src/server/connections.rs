@@ -231,6 +231,7 @@ mod tests {
         let pods = Pods::new(PodLimits {
             connections: 2,
             waiting: 16,
+            requests: 1_000,
             failures: 50,
             tokens: 4,
             metrics: Switch::On,
