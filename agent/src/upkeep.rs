@@ -1,4 +1,4 @@
-//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached.
+//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached, memory that is free.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,9 @@
-//! The token that a pod presented last, or a connection of nobody knows whom. It is the same one for hours, and its SHA-256
-//! would be a tenth of what a request costs on a connection that is kept, and a fortieth on one of its own.
+//! The token that a pod presented last; or, where the kernel cannot say whose a connection is, that the connection did. It is the
+//! same one for hours, and its SHA-256 would be a tenth of what a request costs on a connection that is kept, and a fortieth on
+//! one of its own.
+//!
+//! The cache of known tokens does not hear of it. Where that is full, the busiest token may fall out of it, and costs another
+//! check of its signature once it comes by another way.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -53,7 +57,7 @@ impl fmt::Debug for LastToken {
 }
 
 /// In a time that does not tell how much of it is right: a proxy's clients share its connections. Unlike aws-lc's, which goes
-/// byte by byte and takes as long as SHA-256, this is made vectors of.
+/// byte by byte and takes as long as SHA-256, the compiler makes vectors of this loop.
 fn are_same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len()
         && one.iter().zip(other).fold(0, |different, (one, other)| different | (one ^ other)) == 0

@@ -176,7 +176,8 @@ impl<'a> Ground<'a> {
     pub(crate) async fn other(&self, command: &str, tokens: &Tokens) -> Result<Running<Process>> {
         ensure!(self.node.is_none(), "other agents are started on loopback");
         let [port, probe, metrics] = free_ports()?;
-        let mut line = format!("exec {command}");
+        // The shell makes way, so that the process that is measured is the agent; env takes variables before it.
+        let mut line = format!("exec env {command}");
         for (name, value) in [
             ("{port}", port.to_string()),
             ("{probe-port}", probe.to_string()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use tokio::time::sleep;
 
@@ -26,6 +26,7 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
     step(&format!("Minting {most} tokens"));
     let tokens = ground.tokens("many", most, ROLES).await?;
     let agent = ground.agent().await?;
+    sleep(SETTLE).await;
     let mut rows = vec![row(&agent, "at start", None)?];
     for (from, to) in [(0, TOKENS[0]), (TOKENS[0], TOKENS[1])] {
         let mut asking = Asking::open(&ground.place, agent.address).await?;
@@ -44,7 +45,13 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
         anyhow::Ok(asking)
     }))
     .await?;
-    rows.push(row(&agent, &format!("then with {CONNECTIONS} idle connections"), None)?);
+    let idle = row(&agent, &format!("then with {CONNECTIONS} idle connections"), None)?;
+    let held = agent.guard.metric("podcred_connections").await?;
+    ensure!(
+        held == CONNECTIONS as u64,
+        "the agent has {held} connections, not {CONNECTIONS}: it closes idle ones"
+    );
+    rows.push(idle);
     try_join_all(open.into_iter().zip(&tokens.all).map(|(mut asking, token)| async move {
         for _ in 0..BURST {
             asking.ask(token).await?;
@@ -65,7 +72,7 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
 fn row(agent: &Running<Agent>, what: &str, goal: Option<Goal>) -> Result<Row> {
     let resident = agent.server.process.resident()?;
     Ok(Row {
-        what: format!("memory, {what}"),
+        what: format!("memory, not attributing, {what}"),
         value: resident.all,
         unit: Unit::Megabytes,
         interval: None,
