@@ -1,6 +1,7 @@
 //! Who does this token say is calling, and is that true?
 
 pub mod keys;
+pub mod last;
 #[cfg(test)]
 mod minting;
 #[cfg(test)]

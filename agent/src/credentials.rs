@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
+use quick_cache::{DefaultHashBuilder, Lifecycle, Options, OptionsBuilder, UnitWeighter};
 use secrecy::SecretString;
 use tokio::time::{MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -373,13 +373,16 @@ impl Inner {
 fn new_cache(capacity: usize) -> Roles {
     // Few shards: a shard's share of a small capacity would be nothing.
     let shards = if capacity < 256 { 1 } else { 4 };
-    let options = OptionsBuilder::new()
+    Cache::with_options(options(capacity, shards), UnitWeighter, DefaultHashBuilder::default(), KeepLive)
+}
+
+fn options(capacity: usize, shards: usize) -> Options {
+    OptionsBuilder::new()
         .estimated_items_capacity(capacity.min(2_000))
         .weight_capacity(capacity as u64)
         .shards(shards)
         .build()
-        .unwrap_or_else(|_| unreachable!("both capacities are given"));
-    Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), KeepLive)
+        .unwrap_or_else(|_| unreachable!("both capacities are given"))
 }
 
 /// Credentials that were there already, and how they count.

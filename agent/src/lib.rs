@@ -19,6 +19,7 @@ pub mod eks_auth;
 pub mod link;
 mod locks;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod node_pods;
 pub mod pods;

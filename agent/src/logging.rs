@@ -16,8 +16,8 @@ use tracing_subscriber::{Layer, Registry, fmt};
 use crate::config::{LogConfig, LogFormat, Verbosity};
 
 /// Lines that wait for whoever reads stderr. Beyond them lines are dropped: a log collector that is stuck must not stop
-/// credentials, and a node's worth of pods does not write so many in an hour.
-const QUEUED_LINES: usize = 16_384;
+/// credentials, and a node's worth of pods does not write so many in minutes. Each takes 32 bytes also where none waits.
+const QUEUED_LINES: usize = 4_096;
 
 /// Logs to stderr from here on, panics included. Once per process. What is queued is written before the guard is gone,
 /// or given up after a second.

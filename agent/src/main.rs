@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use podcred::admin::control;
 use podcred::config::{Cli, Command, FlushConfig, InitializeConfig, ServerConfig};
-use podcred::{app, doctor, link, logging};
+use podcred::{app, doctor, link, logging, memory};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
+    memory::use_few_arenas();
     let cli = Cli::from_args(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
     let _log = logging::init(cli.log);
     let result = match cli.command {

@@ -9,10 +9,11 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use kube::core::{ApiResource, NotUsed, Object};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Config};
+use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,15 @@ use crate::config::ServiceAccount;
 use crate::locks::{read, write};
 
 const CLIENT_AGAIN: Duration = Duration::from_secs(10);
+
+/// What is read of a pod. Code that reads the whole of one is more than a megabyte.
+type Pod = Object<PodSpec, NotUsed>;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec {
+    service_account_name: Option<String>,
+}
 
 /// Which pod runs as which service account.
 #[derive(Debug, Default)]
@@ -107,8 +117,9 @@ impl NodePods {
                 return;
             }
         };
+        let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
         let of_this_node = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-        let mut events = pin!(watcher(Api::<Pod>::all(client), of_this_node).default_backoff());
+        let mut events = pin!(watcher(Api::<Pod>::all_with(client, &kind), of_this_node).default_backoff());
         let mut failing = false;
         while let Some(Some(event)) = cancel.run_until_cancelled(events.next()).await {
             match event {
@@ -169,13 +180,12 @@ async fn client() -> Result<Client, kube::Error> {
 
 /// A pod's UID and its service account.
 fn account(pod: Pod) -> Option<(String, ServiceAccount)> {
-    let name = pod.spec?.service_account_name.unwrap_or_else(|| "default".to_owned());
+    let name = pod.spec.service_account_name.unwrap_or_else(|| "default".to_owned());
     Some((pod.metadata.uid?, ServiceAccount { namespace: pod.metadata.namespace?, name }))
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::PodSpec;
     use kube::api::ObjectMeta;
 
     use super::*;
@@ -186,8 +196,8 @@ mod tests {
             namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         };
-        let spec = PodSpec { service_account_name: account.map(str::to_owned), ..PodSpec::default() };
-        Pod { metadata, spec: Some(spec), status: None }
+        let spec = PodSpec { service_account_name: account.map(str::to_owned) };
+        Pod { types: None, metadata, spec, status: None }
     }
 
     fn driver() -> ServiceAccount {

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::authenticate::last::LastToken;
 use crate::claims::Claims;
 use crate::clock::Now;
 use crate::config::PodLimits;
@@ -29,18 +30,24 @@ pub struct Pod {
     /// From a verified token of this very pod.
     name: OnceLock<Arc<Claims>>,
     waiting: Semaphore,
-    failures: Mutex<Failures>,
+    failures: Mutex<Bucket>,
+    requests: Mutex<Bucket>,
+    pub last_token: LastToken,
     pub connections: AtomicUsize,
     pub served: AtomicU64,
     pub refused: AtomicU64,
 }
 
-/// Tokens that were found bad: a bucket that holds one second's worth and refills within a second.
+/// What a pod may have so many of in a second. Each fills the bucket by its part of a second, and a second empties it by one.
 #[derive(Clone, Copy, Debug, Default)]
-struct Failures {
-    /// When the bucket will be empty again.
+struct Bucket {
+    /// When it will be empty again.
     clear: Option<Instant>,
 }
+
+/// What a pod may have of a second's requests at once, before they have to come one after the other. No longer: a flood that
+/// is let through for a moment is a moment in which the other pods wait.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 impl Pods {
     pub fn new(limits: PodLimits) -> Self {
@@ -80,6 +87,8 @@ impl Pod {
             name: OnceLock::new(),
             waiting: Semaphore::new(limits.waiting),
             failures: Mutex::default(),
+            requests: Mutex::default(),
+            last_token: LastToken::default(),
             connections: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -103,9 +112,31 @@ impl Pod {
         }
     }
 
-    /// A place among those that wait for an answer, as soon as this pod has one free before the deadline.
-    pub async fn wait(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
-        timeout_at(deadline, self.waiting.acquire()).await.ok()?.ok()
+    /// A place among those that wait for an answer, as soon as this pod has one free and its turn has come; None where that is
+    /// not before the deadline. A pod that floods the agent waits here, and leaves the processors to the others.
+    pub async fn wait(&self, now: Now, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        // Nearly always there is one, and then a request needs no timer.
+        let place = match self.waiting.try_acquire() {
+            Ok(place) => place,
+            Err(_) => timeout_at(deadline, self.waiting.acquire()).await.ok()?.ok()?,
+        };
+        let turn = self.turn(now, deadline)?;
+        if turn > now.mono {
+            sleep_until(turn).await;
+        }
+        Some(place)
+    }
+
+    /// When the next request may be answered.
+    fn turn(&self, now: Now, deadline: Instant) -> Option<Instant> {
+        let mut requests = lock(&self.requests);
+        let used = requests.used(now);
+        let turn = now.mono + used.saturating_sub(AT_ONCE);
+        if turn > deadline {
+            return None;
+        }
+        requests.add(now, Duration::from_secs(1) / self.limits.requests);
+        Some(turn)
     }
 
     /// Whether another unknown token of this pod may be looked at.
@@ -114,8 +145,7 @@ impl Pod {
     }
 
     pub fn failed(&self, now: Now) {
-        let mut failures = lock(&self.failures);
-        failures.clear = Some(now.mono + failures.used(now) + self.cost());
+        lock(&self.failures).add(now, self.cost());
     }
 
     /// The part of the bucket that one bad token takes.
@@ -124,9 +154,13 @@ impl Pod {
     }
 }
 
-impl Failures {
+impl Bucket {
     fn used(self, now: Now) -> Duration {
         self.clear.map_or(Duration::ZERO, |clear| clear.saturating_duration_since(now.mono))
+    }
+
+    fn add(&mut self, now: Now, cost: Duration) {
+        self.clear = Some(now.mono + self.used(now) + cost);
     }
 }
 
@@ -139,6 +173,7 @@ mod tests {
     const LIMITS: PodLimits = PodLimits {
         connections: 2,
         waiting: 2,
+        requests: 10,
         failures: 50,
         tokens: 4,
         metrics: Switch::On,
@@ -168,12 +203,44 @@ mod tests {
     async fn places_among_the_waiting_come_back() {
         let pods = Pods::new(LIMITS);
         let pod = pods.of(&"a".into());
-        let deadline = Clock::default().now().mono + Duration::from_secs(1);
+        let now = Clock::default().now();
+        let deadline = now.mono + Duration::from_secs(1);
         let (first, _second) =
-            (pod.wait(deadline).await.expect("room"), pod.wait(deadline).await.expect("room"));
-        assert!(pod.wait(deadline).await.is_none());
-        let (_, third) = tokio::join!(async { drop(first) }, pod.wait(deadline + Duration::from_secs(1)));
+            (pod.wait(now, deadline).await.expect("room"), pod.wait(now, deadline).await.expect("room"));
+        assert!(pod.wait(now, deadline).await.is_none());
+        let (_, third) =
+            tokio::join!(async { drop(first) }, pod.wait(now, deadline + Duration::from_secs(1)));
         assert!(third.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pods_requests_take_turns_and_leave_others_alone() {
+        let pods = Pods::new(LIMITS);
+        let (noisy, quiet) = (pods.of(&"noisy".into()), pods.of(&"quiet".into()));
+        let clock = Clock::default();
+        let start = clock.now();
+        let deadline = start.mono + Duration::from_secs(1);
+        // Ten a second: two at once, then one each tenth of a second.
+        for tenths in [0, 0, 1, 2, 3] {
+            drop(noisy.wait(start, deadline).await.expect("in time"));
+            assert_eq!(clock.now().mono - start.mono, Duration::from_millis(100 * tenths));
+        }
+        let waited = clock.now();
+        assert!(quiet.wait(waited, deadline).await.is_some());
+        assert_eq!(clock.now().mono, waited.mono);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_comes_too_late_is_not_taken() {
+        let pods = Pods::new(LIMITS);
+        let pod = pods.of(&"noisy".into());
+        let now = Clock::default().now();
+        let soon = now.mono + Duration::from_millis(50);
+        for is_in_time in [true, true, false, false, false] {
+            assert_eq!(pod.wait(now, soon).await.is_some(), is_in_time);
+        }
+        let turn = pod.turn(now, now.mono + Duration::from_secs(1));
+        assert_eq!(turn, Some(now.mono + Duration::from_millis(100)), "those that gave up delay nobody");
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Rejection {
                 }
             ),
             Rejection::TooManyWaiting => {
-                "As many requests of this pod wait for an answer as may (--pod-waiting); ask again when one is answered."
+                "More requests of this pod wait than may (--pod-waiting), or than are answered in a second (--pod-requests); ask again later, and find out why it asks so often."
                     .to_owned()
             }
             Rejection::TooManyFailures => {

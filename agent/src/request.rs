@@ -18,6 +18,7 @@ use tokio::time::sleep_until;
 
 pub use self::logged::Logged;
 use crate::attribute::{Attribution, Caller};
+use crate::authenticate::last::LastToken;
 use crate::authenticate::token::TokenError;
 use crate::authenticate::{Authenticated, Authenticator};
 use crate::authorize::{Authorized, Policy, Verdict, authorize, check_host};
@@ -39,6 +40,14 @@ pub struct Connection {
     pub caller: Caller,
     /// The caller's entry among the pods, where there is a caller.
     pub pod: Option<Arc<Pod>>,
+    /// Where nobody knows whose it is; a pod has one for all its connections.
+    pub last_token: LastToken,
+}
+
+impl Connection {
+    fn last_token(&self) -> &LastToken {
+        self.pod.as_deref().map_or(&self.last_token, |pod| &pod.last_token)
+    }
 }
 
 #[derive(Debug)]
@@ -56,14 +65,20 @@ pub struct Service {
 }
 
 impl Service {
-    pub async fn respond<B>(&self, request: &Request<B>, connection: &Connection) -> Response<Full<Bytes>> {
+    /// The answer, and when it was ready.
+    pub async fn respond<B>(
+        &self,
+        request: &Request<B>,
+        connection: &Connection,
+    ) -> (Response<Full<Bytes>>, Now) {
         let asked = self.clock.now();
         let result = self.credentials_for(request, connection, asked).await;
         match result {
             Ok((issued, from)) => {
-                self.metrics.served(from, self.clock.now().mono.saturating_duration_since(asked.mono));
+                let answered = self.clock.now();
+                self.metrics.served(from, answered.mono.saturating_duration_since(asked.mono));
                 count(connection, |pod| &pod.served);
-                ok(issued.body.clone())
+                (ok(issued.body.clone()), answered)
             }
             Err(rejection) => {
                 let response = refusal(&rejection);
@@ -76,7 +91,7 @@ impl Service {
                 self.metrics.rejected(&rejection, response.status(), took);
                 count(connection, |pod| &pod.refused);
                 self.logged.rejected(&rejection, connection.peer, answered);
-                response
+                (response, answered)
             }
         }
     }
@@ -110,7 +125,7 @@ impl Service {
         now: Now,
     ) -> Result<Option<SemaphorePermit<'a>>, Rejection> {
         match connection.pod.as_deref() {
-            Some(pod) => pod.wait(now.mono + self.wait).await.map(Some).ok_or(Rejection::TooManyWaiting),
+            Some(pod) => pod.wait(now, now.mono + self.wait).await.map(Some).ok_or(Rejection::TooManyWaiting),
             None => Ok(None),
         }
     }
@@ -122,6 +137,9 @@ impl Service {
         token: &[u8],
         now: Now,
     ) -> Result<Authenticated, Rejection> {
+        if let Some(again) = connection.last_token().again(token, now) {
+            return Ok(again);
+        }
         let pod = connection.pod.as_deref();
         if pod.is_some_and(|pod| !pod.may_fail(now)) && self.authenticator.pod_of(token).is_none() {
             return Err(Rejection::TooManyFailures);
@@ -131,6 +149,7 @@ impl Service {
                 if let (Some(pod), Some(claims)) = (pod, authenticated.verified()) {
                     pod.learn_name(claims);
                 }
+                connection.last_token().note(token, &authenticated);
                 Ok(authenticated)
             }
             Err(error) => {

@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::connections::CapOf;
-use self::connections::{Connections, Place};
+use self::connections::{Connections, Place, Told};
+use crate::authenticate::last::LastToken;
 use crate::metrics::Connected;
 use crate::request::{Connection, HEADER_BLOCK, Service};
 use crate::sockopt;
@@ -85,6 +86,7 @@ pub async fn serve(
     }
     accepting.close();
     accepting.wait().await;
+    connections.finish();
     tracker.close();
     if timeout(grace, tracker.wait()).await.is_err() {
         tracing::warn!(
@@ -125,6 +127,8 @@ async fn accept(
     tracker: TaskTracker,
     cancel: CancellationToken,
 ) {
+    // Only where the listener takes all addresses has each connection to be asked for its own.
+    let bound = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());
     while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
         let now = service.clock.now();
         let (stream, peer) = match accepted {
@@ -138,7 +142,7 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(local) = stream.local_addr() else { continue };
+        let Some(local) = bound.or_else(|| stream.local_addr().ok()) else { continue };
         let caller = service.attribution.caller(&stream, peer, local);
         service.metrics.attributed(&caller);
         // What a pod can spoof must not be charged to another.
@@ -152,9 +156,15 @@ async fn accept(
                 continue;
             }
         };
-        let connection = Connection { peer, local: local.ip().to_canonical(), caller, pod };
+        let connection = Connection {
+            peer,
+            local: local.ip().to_canonical(),
+            caller,
+            pod,
+            last_token: LastToken::default(),
+        };
         let connected = service.metrics.connected();
-        tracker.spawn(serve_one(stream, connection, Arc::clone(&service), place, connected, cancel.clone()));
+        tracker.spawn(serve_one(stream, connection, Arc::clone(&service), place, connected));
     }
 }
 
@@ -164,13 +174,12 @@ async fn serve_one(
     service: Arc<Service>,
     place: Place,
     _connected: Connected,
-    cancel: CancellationToken,
 ) {
     let respond = service_fn(async |request| {
         place.busy();
-        let response = service.respond(&request, &connection).await;
+        let (response, answered) = service.respond(&request, &connection).await;
         // From here on it is the client's turn, also to take this answer.
-        place.idle(service.clock.now());
+        place.idle(answered);
         Ok::<_, Infallible>(response)
     });
     let serving = http1::Builder::new()
@@ -182,12 +191,16 @@ async fn serve_one(
         .serve_connection(TokioIo::new(stream), respond);
     let mut serving = pin!(serving);
     let ended = tokio::select! {
+        // Nothing goes before a request that is there, and the order need not be drawn by lot for each.
+        biased;
         ended = serving.as_mut() => ended,
-        () = place.evicted() => Ok(()),
-        () = cancel.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
+        told = place.told() => match told {
+            Told::Leave => Ok(()),
+            Told::Finish => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        },
     };
     if let Err(error) = ended {
         tracing::debug!(event = "connection_failed", peer = %connection.peer, %error, "a connection ended early");

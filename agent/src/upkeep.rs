@@ -1,4 +1,4 @@
-//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached.
+//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached, memory that is free.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attribute::probe::Upkeep;
 use crate::config::{Imds, ImdsConfig};
+use crate::memory;
 use crate::node_pods::NodePods;
 use crate::request::Service;
 
@@ -15,6 +16,7 @@ use crate::request::Service;
 /// must not wait long for it, and its container that was started anew is a new cgroup.
 const OFTEN: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 
 /// Until `cancel`led. What asks the kernel hundreds of times does so on a thread of its own.
 pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, cancel: CancellationToken) {
@@ -33,12 +35,13 @@ pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, c
         let service = Arc::clone(&service);
         move || sweep(&service)
     });
+    let giving_back = every(GIVE_BACK_EVERY, || memory::give_back);
     let messages = async {
         if let Err(error) = service.attribution.forward_log().await {
             tracing::warn!(event = "probe_log_failed", %error, "the kernel programs' messages cannot be read");
         }
     };
-    cancel.run_until_cancelled(async { tokio::join!(often, sweeps, messages) }).await;
+    cancel.run_until_cancelled(async { tokio::join!(often, sweeps, giving_back, messages) }).await;
 }
 
 async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -> W) {

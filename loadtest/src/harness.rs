@@ -22,13 +22,16 @@ mod scenarios;
 mod schedule;
 mod stage;
 mod summary;
+mod tenant;
 mod world;
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
 
+pub use self::agent::Agent;
 pub use self::options::Options;
 use self::options::Target;
 use self::scenarios::Ask;
@@ -36,17 +39,20 @@ use self::stage::Stage;
 use self::world::World;
 use crate::report::{Expectation, Run};
 
-/// Runs the scenario, and writes its report to [`Options::output`].
+/// Runs the scenario, and writes its report to [`Options::output`]. SIGINT, SIGTERM and SIGHUP end it early, with a report of
+/// what was seen.
 pub fn run(options: &Options) -> Result<Run> {
     let plan = plan(options)?;
     let expectations = expectations(options, &plan)?;
+    let stop = stopped_by_signals()?;
     limits::allow(u64::from(plan.pods()), stage::has_cgroups(options))?;
     let output = options.output();
     std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
     let name = options.scenario.name();
     eprintln!("{name}: {} pods of {} roles are made", plan.pods(), plan.roles);
     let stage = Stage::set(options, &plan)?;
-    let world = Arc::new(World::new(plan, stage));
+    ensure!(!stop.is_cancelled(), "stopped before it began");
+    let world = Arc::new(World::new(plan, stage, stop));
     let before = summary::Before::now();
     let result = std::thread::scope(|scope| {
         // A thread of its own: it, and those that it makes, are on the simulated node for good.
@@ -57,6 +63,22 @@ pub fn run(options: &Options) -> Result<Run> {
     let run = summary::summarize(&world, options, &before, &expectations)?;
     crate::report::write(&run, &output)?;
     Ok(run)
+}
+
+/// From now on: pods and their cgroups, made before anything runs, have to be removed as well.
+fn stopped_by_signals() -> Result<CancellationToken> {
+    const INTERRUPTED: i32 = 130;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let handler = move || {
+        if told.is_cancelled() {
+            std::process::exit(INTERRUPTED);
+        }
+        eprintln!("\nstopping; once more ends it at once, and leaves cgroups to the next run");
+        told.cancel();
+    };
+    ctrlc::set_handler(handler).context("signals")?;
+    Ok(stop)
 }
 
 fn plan(options: &Options) -> Result<plan::Plan> {

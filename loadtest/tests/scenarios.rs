@@ -5,11 +5,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use loadtest::eks::{Config, PodToken, SimulatedEks};
+use loadtest::harness::Agent;
 use loadtest::report::{Group, Run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::runtime::Builder;
 
 /// Runs take the machine's processors: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -41,10 +45,15 @@ impl Scenario {
         })
     }
 
-    fn output(&self, more: &[&str]) -> Output {
+    fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
         command.args([self.name, "--short", "--binary"]).arg(&self.binary);
-        command.arg("--output").arg(self.folder.path()).args(more).output().expect("the harness starts")
+        command.arg("--output").arg(self.folder.path()).args(more);
+        command
+    }
+
+    fn output(&self, more: &[&str]) -> Output {
+        self.command(more).output().expect("the harness starts")
     }
 
     /// The run, which held what this scenario expects by itself, or what is expected here of a build that is not optimized.
@@ -198,9 +207,16 @@ fn others_are_served_beside_a_flood() {
         return;
     }
     let Some(scenario) = Scenario::new("noisy") else { return };
-    let run = scenario.run(&["--expect", "failed(alone)=0", "--expect", "failed(beside)=0"]);
-    assert!(group(&run, "noisy").requests > 1_000);
-    assert_eq!(group(&run, "noisy").pods, 1);
+    let run = scenario.run(&[
+        "--expect",
+        "failed(alone)=0",
+        "--expect",
+        "failed(beside)=0",
+        "--expect",
+        "failed(flooded)=0",
+    ]);
+    assert!(group(&run, "flood").requests > group(&run, "busy").requests);
+    assert_eq!(group(&run, "flood").pods, 1);
 }
 
 #[test]
@@ -233,82 +249,51 @@ fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
     assert_eq!(held, [false, true]);
 }
 
-/// An agent that somebody runs, and the EKS that it asks.
-struct Elsewhere {
-    agent: Child,
-    url: String,
-    eks: SimulatedEks,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Elsewhere {
-    fn start(binary: &Path, home: &Path) -> Elsewhere {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        let eks = runtime.block_on(SimulatedEks::start(Config::default())).expect("a simulated EKS");
-        eks.create_association("load", "app-0", "arn:aws:iam::111122223333:role/app-0");
-        let mut command = Command::new(binary);
-        command.args([
-            "server",
-            "--log-format",
-            "json",
-            "--verify",
-            "off",
-            "--cluster-name",
-            eks.cluster_name(),
-        ]);
-        command.args(["--endpoint", eks.url(), "--issuer", eks.issuer(), "--bind-hosts", "127.0.0.1"]);
-        command.args([
-            "--port",
-            "0",
-            "--probe-port",
-            "0",
-            "--metrics-port",
-            "0",
-            "--metrics-address",
-            "127.0.0.1",
-        ]);
-        command.arg("--control-socket").arg(home.join("control.sock"));
-        command.env_clear().env("HOME", home).env("AWS_REGION", eks.region());
-        command.env("AWS_ACCESS_KEY_ID", eks.node_credentials().access_key_id());
-        command.env("AWS_SECRET_ACCESS_KEY", eks.node_credentials().secret_access_key());
-        let mut agent = command.stderr(Stdio::piped()).spawn().expect("podcred starts");
-        let mut log = BufReader::new(agent.stderr.take().expect("it is piped")).lines();
-        let serving = log.by_ref().map_while(Result::ok).find(|line| line.contains("\"serving\""));
-        let serving: serde_json::Value = serde_json::from_str(&serving.expect("it serves")).expect("JSON");
-        // A log that nobody reads fills its pipe.
-        std::thread::spawn(move || log.map_while(Result::ok).for_each(drop));
-        let url = format!("http://{}/v1/credentials", serving["credentials"].as_str().expect("an address"));
-        Elsewhere { agent, url, eks, _runtime: runtime }
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.agent.kill();
-        let _ = self.agent.wait();
+#[test]
+fn a_run_that_is_stopped_tells_what_it_saw_and_leaves_nothing_behind() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let mut command = scenario.command(&["--pods", "20", "--duration", "60s"]);
+    let mut harness = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = BufReader::new(harness.stderr.take().unwrap());
+    let mut lines = stderr.lines().map(|line| line.unwrap());
+    assert!(
+        lines.any(|line| line.contains("20 pods") && line.contains("requests/s")),
+        "it shows its progress"
+    );
+    let id = harness.id();
+    kill(Pid::from_raw(id.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let said: Vec<String> = lines.collect();
+    assert_eq!(harness.wait().unwrap().code(), Some(1), "{said:?}");
+    let run = read(scenario.folder.path());
+    assert!(run.totals.served > 0 && run.duration_seconds < 60.0);
+    let last = run.expected.last().unwrap();
+    assert!(!last.held && last.was.starts_with("stopped by a signal"), "{last:?}");
+    for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        assert!(!Path::new(&format!("{mount}/podcred-test-{id}")).exists());
     }
 }
 
 #[test]
 fn an_agent_that_somebody_runs_serves_the_tokens_of_a_folder() {
     let Some(scenario) = Scenario::new("steady") else { return };
-    let (home, tokens) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let elsewhere = Elsewhere::start(&scenario.binary, home.path());
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let eks = runtime.block_on(SimulatedEks::start(Config::default())).unwrap();
+    eks.create_association("load", "app-0", "arn:aws:iam::111122223333:role/app-0");
+    let agent = Agent::start(&scenario.binary, &[], &eks, None).unwrap();
+    let tokens = tempfile::tempdir().unwrap();
     for pod in 0..5 {
-        let minted = elsewhere.eks.mint(PodToken::new("load", "app-0", format!("app-0-{pod}")));
+        let minted = eks.mint(PodToken::new("load", "app-0", format!("app-0-{pod}")));
         std::fs::write(tokens.path().join(format!("pod-{pod}")), minted.token).unwrap();
     }
     let folder = tokens.path().to_str().unwrap();
-    let output = scenario.output(&["--agent", &elsewhere.url, "--token-dir", folder, "--pods", "5"]);
+    let output = scenario.output(&["--agent", &agent.url(), "--token-dir", folder, "--pods", "5"]);
     assert!(output.status.success(), "{output:?}");
     let run = read(scenario.folder.path());
     // Every 2 s of 6.
     assert_eq!((run.totals.served, run.totals.failed, run.totals.wrong), (15, 0, 0));
     assert_eq!((run.totals.eks_auth_calls, run.agent_command), (None, None), "neither is known here");
     assert!(run.notes.iter().any(|note| note.contains("--delegate")));
-    assert_eq!(elsewhere.eks.counts().total, 1);
+    assert_eq!(eks.counts().total, 1);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tokio::process::Command;
 
 mod asking;
 mod contest;
@@ -24,9 +25,9 @@ pub(crate) mod row;
 mod watched;
 mod wrk;
 
-use crate::build::{self, Binaries, Profile, target};
+use crate::build::{self, Binaries, Profile, root, target};
 use crate::clock::Stopwatch;
-use crate::process::is_root;
+use crate::process::{is_root, quietly};
 use crate::report::{Counts, step};
 use crate::{bench_connect, setup};
 use ground::Ground;
@@ -44,7 +45,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
     /// How many rounds of two seconds each comparison takes
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(3..=100))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(i64::from(middle::FEWEST)..=100))]
     rounds: u32,
     /// Start another agent by this shell command, and put it into the same table. {port}, {probe-port}, {metrics-port},
     /// {endpoint} (of EKS Auth), {issuer}, {cluster} and {scratch} (a folder) are put in
@@ -76,7 +77,16 @@ enum Part {
 }
 
 #[derive(Debug, Default, Serialize)]
+struct Machine {
+    commit: String,
+    kernel: String,
+    processor: String,
+    processors: usize,
+}
+
+#[derive(Debug, Default, Serialize)]
 struct Results {
+    machine: Machine,
     rows: Vec<Row>,
     pods: Vec<Point>,
     roles: Vec<Point>,
@@ -94,16 +104,23 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
         binaries.agent = std::path::absolute(agent)?;
     }
     let clock = Stopwatch::start();
-    let mut results = Results::default();
-    let mut left_out = Vec::new();
+    let mut results = Results { machine: machine().await?, ..Results::default() };
+    let (mut left_out, mut broken) = (Vec::new(), Vec::new());
     for &part in Part::value_variants() {
         if arguments.only.is_empty() || arguments.only.contains(&part) {
-            left_out.extend(Box::pin(part.measure(&binaries, arguments, &mut results)).await?);
+            match Box::pin(part.measure(&binaries, arguments, &mut results)).await {
+                Ok(reason) => left_out.extend(reason),
+                // What was measured before is still worth its time.
+                Err(error) => broken.push(format!("{part:?}: {error:#}")),
+            }
         }
     }
     println!("\n{}", row::text(&results.rows));
     for reason in &left_out {
         println!("Left out: {reason}");
+    }
+    for error in &broken {
+        println!("Not measured: {error}");
     }
     let folder = write(&results)?;
     step(&format!(
@@ -111,7 +128,21 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
         clock.elapsed().as_secs_f32(),
         folder.join("bench.md").display()
     ));
-    Ok(judge(&results.rows, left_out.len()))
+    Ok(judge(&results.rows, broken.len(), left_out.len()))
+}
+
+/// What the figures are of.
+async fn machine() -> Result<Machine> {
+    let mut git = Command::new("git");
+    let commit = quietly("git", git.args(["describe", "--always", "--dirty"]).current_dir(root())).await;
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Ok(Machine {
+        commit: commit.unwrap_or_default().trim().to_owned(),
+        kernel: quietly("uname", Command::new("uname").arg("-r")).await?.trim().to_owned(),
+        processor: model.map(|(_, model)| model.to_owned()).unwrap_or_default(),
+        processors: std::thread::available_parallelism()?.get(),
+    })
 }
 
 impl Results {
@@ -167,11 +198,15 @@ impl Part {
 
 fn write(results: &Results) -> Result<PathBuf> {
     let folder = target().join("bench");
+    // Nothing of another run beside it.
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
     std::fs::create_dir_all(&folder)?;
-    std::fs::write(
-        folder.join("bench.md"),
-        row::markdown(&results.rows) + &growth::markdown(results.points()),
-    )?;
+    let Machine { commit, kernel, processor, processors } = &results.machine;
+    let machine = format!("podcred {commit}, Linux {kernel}, {processors} processors ({processor})\n\n");
+    let tables = row::markdown(&results.rows) + &growth::markdown(results.points());
+    std::fs::write(folder.join("bench.md"), machine + &tables)?;
     if !results.pods.is_empty() {
         std::fs::write(folder.join("pods.svg"), plot::svg(&results.pods, "pods", |point| point.pods)?)?;
     }
@@ -182,7 +217,7 @@ fn write(results: &Results) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn judge(rows: &[Row], skipped: usize) -> Counts {
+fn judge(rows: &[Row], broken: usize, skipped: usize) -> Counts {
     let count = |verdict| rows.iter().filter(|row| row.verdict() == verdict).count();
     let not_trusted = count(Verdict::NotTrusted);
     if not_trusted > 0 {
@@ -190,8 +225,11 @@ fn judge(rows: &[Row], skipped: usize) -> Counts {
             "{not_trusted} not to be trusted: servers that are the same differ by more than 2 %; is the machine busy?"
         );
     }
-    let counts =
-        Counts { passed: count(Verdict::Met), failed: count(Verdict::Missed) + not_trusted, skipped };
+    let counts = Counts {
+        passed: count(Verdict::Met),
+        failed: count(Verdict::Missed) + not_trusted + broken,
+        skipped,
+    };
     println!("{counts}");
     counts
 }

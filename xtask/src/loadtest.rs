@@ -1,13 +1,18 @@
 //! `cargo xtask loadtest`: one scenario of the load harness, against a podcred that is built for it.
 
+#[path = "../../loadtest/src/harness/scenarios/name.rs"]
+mod name;
+
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
-use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use anyhow::{Context, Result};
+use clap::Args;
 use tokio::process::Command;
 
+use self::name::Scenario;
 use crate::build::{self, Profile, target};
-use crate::process::{is_root, quietly, to_its_end};
+use crate::process::{is_root, quietly};
 use crate::report::{Counts, step};
 
 #[derive(Debug, Args)]
@@ -19,33 +24,7 @@ pub(crate) struct Arguments {
     flags: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Scenario {
-    /// Pods start together while EKS Auth is slow and throttles
-    Rollout,
-    /// Bursts of short-lived pods of one service account
-    Jobs,
-    /// Each pod asks at its SDK's pace
-    Steady,
-    /// Applications ask at every request
-    Chatty,
-    /// Tokens and credentials reach their end, in compressed time
-    Rotation,
-    /// EKS Auth, then the issuer, go down and come back
-    Outage,
-    /// Pods are recreated after an association changed
-    Churn,
-    /// One pod floods
-    Noisy,
-    /// Pods present others' tokens
-    Thief,
-    /// The agent is stopped and started under load
-    Restart,
-    /// As fast as it goes
-    Saturate,
-}
-
-/// The harness says where its report is. Its expectations pass or fail as a whole.
+/// Returns only where it fails: from then on this process is the harness, and so are its signals and its exit status.
 pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         step("Without root: all on loopback, nobody's cgroup is known, and no pod has a network of its own");
@@ -54,21 +33,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     let time = quietly("date", Command::new("date").args(["-u", "+%Y%m%d-%H%M%S"])).await?;
     let scenario = arguments.scenario.name();
     let folder = target().join(format!("loadtest/{scenario}-{}", time.trim()));
-    let mut command = Command::new(&binaries.loadtest);
+    let mut command = std::process::Command::new(&binaries.loadtest);
     command.arg(&scenario).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
-    command.args(&arguments.flags).stdin(Stdio::null());
-    let status = to_its_end("the load harness", command).await?;
-    match status.code() {
-        Some(0) => Ok(Counts { passed: 1, ..Counts::default() }),
-        Some(1) => Ok(Counts { failed: 1, ..Counts::default() }),
-        Some(_) | None => bail!("{scenario}: the run was not made ({status})"),
-    }
-}
-
-impl Scenario {
-    fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-    }
+    Err(command.args(&arguments.flags).stdin(Stdio::null()).exec()).context("the load harness")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -76,13 +76,6 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
     }
-}
-
-/// Runs a command to its end, in a process group that ends with the caller; its output goes where ours goes.
-pub(crate) async fn to_its_end(name: &str, mut command: Command) -> Result<ExitStatus> {
-    let child = command.process_group(0).spawn().with_context(|| format!("cannot start {name}"))?;
-    let mut process = Process { name: name.to_owned(), child, log: PathBuf::new() };
-    Ok(process.child.wait().await?)
 }
 
 /// Runs a command to its end; its output is shown only if it fails.

@@ -115,6 +115,11 @@ pub struct PodLimits {
         value_parser = values::number(1..=1_000_000_usize), help_heading = super::OWN)]
     pub waiting: usize,
 
+    /// Most requests of one pod that are answered in a second; those beyond it take turns
+    #[arg(id = "pod-requests", long = "pod-requests", env = "PODCRED_POD_REQUESTS", value_name = "N", default_value = "1000",
+        value_parser = values::number(1..=1_000_000_u32), help_heading = super::OWN)]
+    pub requests: u32,
+
     /// Most tokens of one pod that are found bad in a second; then only tokens known to be good are looked at
     #[arg(id = "pod-failures", long = "pod-failures", env = "PODCRED_POD_FAILURES", value_name = "N", default_value = "50",
         value_parser = values::number(1..=1_000_000_u32), help_heading = super::OWN)]

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, UnitWeighter};
 use tokio::time::Instant;
 
 use crate::authorize::Permit;
@@ -45,7 +46,11 @@ pub(super) enum Memory {
 
 impl Refusals {
     pub(super) fn new() -> Self {
-        Refusals { entries: Cache::new(CAPACITY) }
+        // One shard: each request asks whether there is anything, which takes every shard's lock, and by default there are
+        // four for each processor.
+        let options = super::options(CAPACITY, 1);
+        let (hashing, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        Refusals { entries: Cache::with_options(options, UnitWeighter, hashing, lifecycle) }
     }
 
     pub(super) fn of(&self, permit: &Permit, now: Now) -> Memory {

@@ -4,7 +4,7 @@
 //! the longest idle. A pod that the kernel knows has a cap of its own; what it cannot tell is bounded by the node's.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
@@ -50,7 +50,18 @@ struct Slot {
     pod: Option<Arc<Pod>>,
     /// None while a request is being answered.
     idle_since: Mutex<Option<Instant>>,
-    close: Notify,
+    /// One for all that a connection may be told: each thing that its task listens to is looked at with each request.
+    told: Notify,
+    evicted: AtomicBool,
+}
+
+/// What an open connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// To make room, at once.
+    Leave,
+    /// To end once its request is answered.
+    Finish,
 }
 
 /// One connection's place, given back when it is dropped.
@@ -87,9 +98,21 @@ impl Connections {
             pod.connections.fetch_add(1, Ordering::Relaxed);
             open.of_pods.entry(Arc::clone(pod.uid())).or_default().insert(id);
         }
-        let slot = Arc::new(Slot { pod, idle_since: Mutex::new(Some(now.mono)), close: Notify::new() });
+        let slot = Arc::new(Slot {
+            pod,
+            idle_since: Mutex::new(Some(now.mono)),
+            told: Notify::new(),
+            evicted: AtomicBool::new(false),
+        });
         open.slots.insert(id, Arc::clone(&slot));
         Ok(Place { id, slot, connections: Arc::clone(self) })
+    }
+
+    /// Tells all that are open to finish.
+    pub(super) fn finish(&self) {
+        for slot in lock(&self.open).slots.values() {
+            slot.told.notify_one();
+        }
     }
 }
 
@@ -101,7 +124,8 @@ impl Open {
 
     fn evict(&mut self, id: u64) {
         if let Some(slot) = self.remove(id) {
-            slot.close.notify_one();
+            slot.evicted.store(true, Ordering::Relaxed);
+            slot.told.notify_one();
         }
     }
 
@@ -129,9 +153,13 @@ impl Place {
         *lock(&self.slot.idle_since) = Some(now.mono);
     }
 
-    /// Resolves when this connection must make room.
-    pub(super) async fn evicted(&self) {
-        self.slot.close.notified().await;
+    /// Resolves when there is something to tell.
+    pub(super) async fn told(&self) -> Told {
+        self.slot.told.notified().await;
+        match self.slot.evicted.load(Ordering::Relaxed) {
+            true => Told::Leave,
+            false => Told::Finish,
+        }
     }
 }
 
@@ -168,8 +196,8 @@ mod tests {
         recent.idle(later(start, 2));
 
         let new = connections.admit(None, later(start, 3)).expect("the longest idle makes room");
-        assert!(idle.evicted().now_or_never().is_some());
-        assert!(busy.evicted().now_or_never().is_none() && recent.evicted().now_or_never().is_none());
+        assert!(idle.told().now_or_never() == Some(Told::Leave));
+        assert!(busy.told().now_or_never().is_none() && recent.told().now_or_never().is_none());
         // The evicted one gives back nothing that was not its own.
         drop(idle);
         new.busy();
@@ -184,12 +212,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn all_that_are_open_are_told_to_finish_once() {
+        let start = Clock::default().now();
+        let connections = Connections::new(3, 2);
+        let open = [(); 2].map(|()| connections.admit(None, start).expect("room"));
+        drop(connections.admit(None, start).expect("room"));
+        connections.finish();
+        for place in &open {
+            assert_eq!(place.told().now_or_never(), Some(Told::Finish));
+            assert_eq!(place.told().now_or_never(), None);
+        }
+    }
+
+    #[tokio::test]
     async fn at_its_own_cap_a_pod_pays_with_its_own_connections() {
         let start = Clock::default().now();
         let connections = Connections::new(100, 2);
         let pods = Pods::new(PodLimits {
             connections: 2,
             waiting: 16,
+            requests: 1_000,
             failures: 50,
             tokens: 4,
             metrics: Switch::On,
@@ -201,9 +243,9 @@ mod tests {
         let first = connections.admit(pod("greedy"), later(start, 1)).expect("room");
         let second = connections.admit(pod("greedy"), later(start, 2)).expect("room");
         let third = connections.admit(pod("greedy"), later(start, 3)).expect("its longest idle makes room");
-        assert!(first.evicted().now_or_never().is_some());
+        assert!(first.told().now_or_never() == Some(Told::Leave));
         for left_alone in [&nobody, &other, &second] {
-            assert!(left_alone.evicted().now_or_never().is_none());
+            assert!(left_alone.told().now_or_never().is_none());
         }
         second.busy();
         third.busy();

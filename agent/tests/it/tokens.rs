@@ -91,3 +91,25 @@ fn flipped(signature: &str) -> String {
     let first = if signature.starts_with('A') { 'B' } else { 'A' };
     format!("{first}{}", &signature[1..])
 }
+
+#[tokio::test]
+async fn on_a_connection_that_is_kept_each_token_is_judged_by_itself() {
+    let node = Node::start(&[]).await;
+    node.eks.create_association("web", "other", crate::harness::ROLE);
+    let own = node.pod("p").token;
+    let other = node.eks.mint(PodToken::new("web", "other", "q")).token;
+    let (signed, signature) = own.rsplit_once('.').expect("three parts");
+    let forged = format!("{signed}.{}", flipped(signature));
+    let (key, others_key) = (node.ask(&own).await.key().to_owned(), node.ask(&other).await.key().to_owned());
+    assert_ne!(key, others_key);
+    for _ in 0..2 {
+        // The third time it is known without a look among all tokens.
+        for _ in 0..4 {
+            assert_eq!(node.ask(&own).await.key(), key);
+        }
+        refused(&node, &forged, "token_bad_signature").await;
+        assert_eq!(node.ask(&own).await.key(), key);
+        assert_eq!(node.ask(&other).await.key(), others_key);
+    }
+    assert_eq!(node.agent.metric("podcred_connections_accepted_total").await, 1.0);
+}

@@ -37,6 +37,27 @@ fn a_stolen_token_buys_nothing_and_its_owner_is_served_all_the_while() {
 }
 
 #[test]
+fn a_stolen_token_is_refused_also_where_the_agent_knows_it_from_the_thief_already() {
+    let Some(cluster) = Cluster::start() else { return };
+    let [owner, thief] = cluster.pods();
+    let agent = cluster.agent(&["--verify", "enforce"]);
+    let token = cluster.token_of(&owner, WEB);
+    let mut kept = agent.connect(&thief);
+    for _ in 0..4 {
+        agent.ask(&thief, &token).assert_refused(403, "TokenOfAnotherPod");
+        kept.ask(&token).assert_refused(403, "TokenOfAnotherPod");
+        agent.ask(&owner, &token).assert_credentials();
+    }
+    let own = cluster.token_of(&thief, WEB);
+    for _ in 0..4 {
+        agent.ask(&thief, &own).assert_credentials();
+    }
+    kept.ask(&token).assert_refused(403, "TokenOfAnotherPod");
+    assert_eq!(agent.count(COMPARED, "other_pod"), 9.0);
+    assert_eq!(agent.count(COMPARED, "same_pod"), 8.0);
+}
+
+#[test]
 fn audit_serves_a_stolen_token_and_tells() {
     let Some(cluster) = Cluster::start() else { return };
     let [owner, thief] = cluster.pods();

@@ -38,10 +38,14 @@ fn show(run: &Run) {
     );
     for group in &run.groups {
         let latency = &group.latency;
-        println!(
-            "  {:<16} {:>7} requests  p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms  {} failed",
-            group.name, group.requests, latency.p50_ms, latency.p99_ms, latency.max_ms, group.failed
-        );
+        let times = match latency.count {
+            0 => String::new(),
+            _ => format!(
+                "p50 {:.2} ms  p99 {:.2} ms  max {:.2} ms  ",
+                latency.p50_ms, latency.p99_ms, latency.max_ms
+            ),
+        };
+        println!("  {:<17} {:>7} requests  {times}{} failed", group.name, group.requests, group.failed);
     }
     for failure in &run.failures {
         println!("  {} × {} ({}): {}", failure.count, failure.class, failure.group, failure.example);

@@ -1,8 +1,9 @@
-//! The agent that is tested, where it is ours: podcred as a process, on the simulated node or on loopback.
+//! podcred as a process, on the simulated node or on loopback.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ChildStderr, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,8 +28,9 @@ const GONE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const LINES_KEPT: usize = 30;
 
+/// podcred, which ends with this.
 #[derive(Debug)]
-pub(super) struct Agent {
+pub struct Agent {
     binary: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
@@ -44,8 +46,8 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// Returns when it serves.
-    pub(super) fn start(
+    /// Returns when it serves. `more` are further flags.
+    pub fn start(
         binary: &std::path::Path,
         more: &[String],
         eks: &SimulatedEks,
@@ -89,6 +91,10 @@ impl Agent {
         Ok(agent)
     }
 
+    pub fn url(&self) -> String {
+        format!("http://{}{}", self.endpoint.host, self.endpoint.path)
+    }
+
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -109,6 +115,8 @@ impl Agent {
         let mut command = Command::new(&self.binary);
         command.args(&self.arguments).env_clear().envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // A terminal's Ctrl-C is for the harness alone, which stops its agent last.
+        command.process_group(0);
         let spawned = match &self.node {
             Some(node) => node.agent().spawn(&mut command),
             None => Process::spawn(&mut command),

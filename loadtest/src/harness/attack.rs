@@ -8,14 +8,18 @@ use anyhow::{Context, Result, anyhow, bail};
 use goose::GooseAttack;
 use goose::client::{GooseClientBuilder, GooseClientConfig};
 use goose::config::GooseConfiguration;
-use goose::goose::{Scenario, Transaction, TransactionFunction};
-use tokio::time::timeout;
+use goose::goose::{GooseUser, Scenario, Transaction, TransactionFunction, TransactionResult};
+use tokio::time::{sleep, timeout};
 
 use super::pod;
 use super::world::World;
 
 /// goose starts users at a rate; ours wait for each other anyway.
 const USERS_PER_SECOND: &str = "1000000";
+/// The user that tells goose what all pods had. Each user that does so holds counts of its own until it does so again, 4 kB a pod.
+const CLERK: usize = 0;
+/// How long goose waits to hear what pods had.
+const TOLD_EVERY: Duration = Duration::from_millis(100);
 /// What goose takes to start and to stop users and to write its report.
 const OVERHEAD: Duration = Duration::from_secs(120);
 
@@ -28,7 +32,15 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
     let life = Arc::clone(world);
     let function: TransactionFunction = Arc::new(move |user| {
         let world = Arc::clone(&life);
-        Box::pin(async move { pod::live(&world, user).await })
+        Box::pin(async move {
+            let pod = pod::live(&world, user.weighted_users_index);
+            if user.weighted_users_index != CLERK {
+                pod.await;
+                return Ok(());
+            }
+            // Boxed, as all users' futures have the same size.
+            Box::pin(async { tokio::join!(pod, tell(&world, user)).1 }).await
+        })
     });
     // Its own client is used for nothing, but a goose user has one: 128 kB, unless all share it.
     let client = GooseClientBuilder::new().without_cookies();
@@ -40,6 +52,23 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
         // Its Display leaves out what was wrong.
         Ok(ended) => ended.map(drop).map_err(|error| anyhow!("goose: {error:?}")),
         Err(_) => bail!("goose had not ended after {} s", longest.as_secs()),
+    }
+}
+
+/// Tells goose what all pods had, until the last of them has left.
+async fn tell(world: &World, clerk: &mut GooseUser) -> TransactionResult {
+    loop {
+        let last = world.all_have_left();
+        for settled in world.newly_settled() {
+            let group = world.plan.groups.get(settled.group).map_or("pods", String::as_str);
+            let class = settled.failure.as_ref().map(|failed| failed.class.as_str());
+            let (latency, served) = (settled.latency, class.is_none());
+            clerk.record_custom_request_duration("GET", group, latency, served, None, class).await?;
+        }
+        if last {
+            return Ok(());
+        }
+        sleep(TOLD_EVERY).await;
     }
 }
 

@@ -32,14 +32,14 @@ pub(super) async fn perform(world: Arc<World>, beginning: Instant) -> Result<()>
 
 /// Ends each second of the timeline, and the run when its last moment has come. Never returns by itself.
 pub(super) async fn watch(world: Arc<World>, beginning: Instant, name: String) {
-    let mut cpu = None;
+    let mut cpu = world.stage.agent().map(|agent| agent.cpu_seconds());
     let mut show = Progress::new(name, world.plan.duration);
     for number in 1.. {
         sleep_until(beginning + SECOND * number).await;
         let (second, used) = second(&world, beginning, cpu).await;
         cpu = used;
         show.second(number, &second, world.recorder.so_far());
-        if second.at_seconds >= world.last_moment().as_secs_f64() || goose::is_killswitch_triggered() {
+        if second.at_seconds >= world.last_moment().as_secs_f64() {
             world.over.cancel();
         }
         if world.stage.agent().is_some_and(|mut agent| agent.has_died()) {
@@ -48,7 +48,7 @@ pub(super) async fn watch(world: Arc<World>, beginning: Instant, name: String) {
     }
 }
 
-/// Ends a second of the timeline. `cpu` is what the agent had used at the end of the one before.
+/// Ends a second of the timeline. `cpu` is what the agent had used at the end of the one before, where that is known.
 pub(super) async fn second(
     world: &Arc<World>,
     beginning: Instant,
@@ -67,7 +67,7 @@ fn read(world: &World, before: Option<f64>) -> (Read, Option<f64>) {
     let cpu = agent.cpu_seconds();
     let read = Read {
         eks_auth_calls,
-        agent_cpu: Some(cpu - before.unwrap_or(cpu)),
+        agent_cpu: before.map(|before| cpu - before),
         agent_rss_bytes: agent.memory().map(|memory| memory.resident),
     };
     (read, Some(cpu))

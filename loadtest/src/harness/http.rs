@@ -1,8 +1,7 @@
 //! One pod's HTTP: a request written whole, an answer read whole.
 //!
-//! hyper's client would do, and costs more than the server that is measured: with it a request on a new connection took 1.2 times
-//! wrk's processor time before anything was checked, and a kept connection 12 kB. This takes 1.14 to 1.17 times wrk's with all
-//! checks (1.25 on a kept connection), both clients on one core at the same time.
+//! hyper's client would do, and costs more than the server that is measured. What this costs, `cargo xtask bench` holds against
+//! wrk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +13,8 @@ use tokio::time::timeout;
 
 use super::manners::Manners;
 
+/// Where agents serve.
+pub(super) const CREDENTIALS: &str = "/v1/credentials";
 const HEADERS: usize = 32;
 /// An answer has about 1.3 kB.
 const ROOM: usize = 2048;
@@ -36,14 +37,25 @@ impl Endpoint {
             (SocketAddr::V6(v6), 80) => format!("[{}]", v6.ip()),
             _ => address.to_string(),
         };
-        Endpoint { address, host, path: "/v1/credentials".to_owned() }
+        Endpoint { address, host, path: CREDENTIALS.to_owned() }
     }
 
     pub(super) fn request(&self, manners: &Manners, token: &str) -> Vec<u8> {
         let (path, host) = (&self.path, &self.host);
         let (headers, authorization) = (manners.headers, manners.authorization);
-        format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}{authorization}: {token}\r\n\r\n")
-            .into_bytes()
+        let parts = [
+            "GET ",
+            path,
+            " HTTP/1.1\r\nHost: ",
+            host,
+            "\r\n",
+            headers,
+            authorization,
+            ": ",
+            token,
+            "\r\n\r\n",
+        ];
+        parts.concat().into_bytes()
     }
 }
 
@@ -203,7 +215,6 @@ pub(super) struct Head {
     pub(super) length: Option<usize>,
     pub(super) is_json: bool,
     pub(super) closes: bool,
-    pub(super) retry_after: Option<u64>,
     size: usize,
 }
 
@@ -218,7 +229,6 @@ impl Head {
             length: None,
             is_json: false,
             closes: response.version == Some(0),
-            retry_after: None,
             size,
         };
         for header in response.headers {
@@ -229,8 +239,6 @@ impl Head {
                 head.is_json = value == "application/json";
             } else if header.name.eq_ignore_ascii_case("connection") {
                 head.closes = value.eq_ignore_ascii_case("close");
-            } else if header.name.eq_ignore_ascii_case("retry-after") {
-                head.retry_after = value.parse().ok();
             }
         }
         Ok(Some(head))

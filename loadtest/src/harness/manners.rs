@@ -1,7 +1,9 @@
 //! How each AWS SDK asks a container credential endpoint, as it was seen to do.
 //!
 //! Measured in November 2026 against a recording server: boto3 1.44, JS v3 (credential-provider-http 3.972), Go v2 1.41, Java v2
-//! 2.57, Rust aws-config 1.13. What is the same in all of them is not here: the request, and the token read anew each time.
+//! 2.57, Rust aws-config 1.13. What is the same in all of them is not here: the request, and the token read anew each time. Left
+//! out is what makes no difference to podcred: JS waits as long as Retry-After says, which it never says, and Java's HTTP client
+//! sends once more, within an attempt, what a reset cut off.
 
 use std::time::Duration;
 

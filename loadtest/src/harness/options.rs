@@ -1,13 +1,14 @@
 //! The command line.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
+use hyper::Uri;
 
-use super::http::Endpoint;
+use super::http::{CREDENTIALS, Endpoint};
 use super::manners::Client;
 use super::plan::Size;
 use super::scenarios::Scenario;
@@ -50,7 +51,7 @@ pub struct Options {
     /// Loopback and no cgroups, as without root
     #[arg(long, conflicts_with = "netns")]
     pub(super) loopback: bool,
-    /// The agent: one of our own, or the URL of one that runs, by IP address: http://169.254.170.23/v1/credentials
+    /// The agent: one of our own, or the URL of one that runs: http://169.254.170.23/v1/credentials
     #[arg(long, value_name = "own|URL", default_value = "own")]
     pub(super) agent: Target,
     /// A folder of token files, one for each pod; with --agent URL. An agent in enforce mode takes them from the harness only where
@@ -107,25 +108,24 @@ pub(super) enum Target {
 impl FromStr for Target {
     type Err = String;
 
+    /// A name is looked up here, once.
     fn from_str(text: &str) -> Result<Target, String> {
         if text == "own" {
             return Ok(Target::Own);
         }
-        let wrong = || {
-            format!(
-                "{text:?} is neither \"own\" nor a URL by IP address, such as http://169.254.170.23/v1/credentials"
-            )
+        let url: Uri = text.parse().map_err(|error| format!("{text:?} is no URL: {error}"))?;
+        let (Some("http"), Some(authority)) = (url.scheme_str(), url.authority()) else {
+            return Err(format!("{text:?} is neither \"own\" nor a URL such as http://169.254.170.23"));
         };
-        let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, "v1/credentials"));
-        let alone = authority.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        let address =
-            alone.map(|ip| SocketAddr::new(ip, 80)).or_else(|_| authority.parse()).map_err(|_| wrong())?;
-        let legal = |byte: u8| byte.is_ascii_graphic();
-        if !path.bytes().all(legal) {
-            return Err(wrong());
-        }
-        Ok(Target::At(Endpoint { path: format!("/{path}"), ..Endpoint::at(address) }))
+        let path = match url.path() {
+            "/" => CREDENTIALS,
+            path => path,
+        };
+        let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let addresses = (name, authority.port_u16().unwrap_or(80)).to_socket_addrs();
+        let address = addresses.map_err(|error| format!("{name}: {error}"))?.next();
+        let address = address.ok_or_else(|| format!("{name} has no address"))?;
+        Ok(Target::At(Endpoint { address, host: authority.to_string(), path: path.to_owned() }))
     }
 }
 
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_ours_or_a_url_by_address() {
+    fn a_target_is_ours_or_a_url() {
         let endpoint = |text: &str| match text.parse::<Target>().unwrap() {
             Target::At(endpoint) => (endpoint.address.to_string(), endpoint.host, endpoint.path),
             Target::Own => panic!("{text} is a URL"),
@@ -199,7 +199,8 @@ mod tests {
             endpoint("http://[fd00:ec2::23]/v1/credentials"),
             of("[fd00:ec2::23]:80", "[fd00:ec2::23]", path)
         );
-        for wrong in ["", "mine", "https://127.0.0.1", "http://localhost", "http://127.0.0.1/a b"] {
+        assert_eq!(endpoint("http://localhost:8080").1, "localhost:8080");
+        for wrong in ["", "mine", "https://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1/a b"] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }

@@ -45,8 +45,8 @@ pub(super) struct Visit {
     /// Where two visits have the same number they are of one pod.
     pub(super) pod: u32,
     pub(super) group: usize,
-    /// In every second turn of this length what it wants is counted in that group.
-    pub(super) by_turns: Option<(Duration, usize)>,
+    /// In turns of this length, what it wants is counted in one of these groups after the other.
+    pub(super) by_turns: Option<(Duration, &'static [usize])>,
     pub(super) role: u32,
     pub(super) client: Client,
     pub(super) start: Duration,
@@ -205,8 +205,8 @@ impl Visit {
     /// The group that a want of this moment is counted in.
     pub(super) fn group_at(&self, wanted: Duration) -> usize {
         match self.by_turns {
-            Some((turn, group)) if wanted.div_duration_f64(turn) as u64 % 2 == 1 => group,
-            Some(_) | None => self.group,
+            Some((turn, groups)) => groups[wanted.div_duration_f64(turn) as usize % groups.len()],
+            None => self.group,
         }
     }
 

@@ -3,34 +3,35 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use goose::goose::{GooseUser, TransactionResult};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::check::Due;
 use super::http::{Answer, Connection, NoAnswer, start_to_connect};
 use super::manners::Manners;
-use super::plan::Visit;
+use super::plan::{TokenLife, Visit};
 use super::recorder::{Failed, Settled};
 use super::schedule::{Had, Refreshing, Schedule, life_left};
-use super::stage::Tenant;
+use super::tenant::Tenant;
 use super::world::World;
 use crate::clock;
 
-const BEFORE_THE_START: Duration = Duration::from_millis(50);
+/// The kubelet has a token ready before a pod wants it; signing one takes a millisecond.
+const AHEAD: Duration = Duration::from_millis(500);
 
-/// The whole life of goose user number `user.weighted_users_index`.
-pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> TransactionResult {
-    world.arrive();
-    let Some(visit) = world.plan.visits.get(user.weighted_users_index) else { return Ok(()) };
-    let Some(beginning) = world.beginning().await else { return Ok(()) };
+/// The whole life of goose user number `user`.
+pub(super) async fn live(world: &Arc<World>, user: usize) {
+    let _presence = world.arrive();
+    let Some(visit) = world.plan.visits.get(user) else { return };
+    let Some(beginning) = world.beginning().await else { return };
     let mut schedule = Schedule::new(visit.pace, visit.start, visit.end);
     let mut sdk: Option<Sdk<'_>> = None;
-    wait(world, None, beginning + visit.start.saturating_sub(BEFORE_THE_START)).await;
-    if visit.dies {
-        prepare(world, visit.pod).await;
-    }
+    let has_new_tokens = visit.dies || world.plan.tokens != TokenLife::Usual;
     while let Some(wanted) = schedule.next() {
+        if has_new_tokens {
+            wait(world, sdk.as_mut(), beginning + wanted.saturating_sub(AHEAD)).await;
+            prepare(world, visit.pod).await;
+        }
         let intended = beginning + wanted;
         wait(world, sdk.as_mut(), intended).await;
         if world.over.is_cancelled() {
@@ -51,9 +52,8 @@ pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> Transactio
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
-        let settled =
-            Settled { group: visit.group_at(wanted), at, latency, attempts, failure: outcome.err() };
-        Box::pin(report(world, user, &settled)).await?;
+        let failure = outcome.err();
+        world.settled(Settled { group: visit.group_at(wanted), at, latency, attempts, failure });
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
         schedule.had(Had { at, life }, refreshing);
@@ -61,15 +61,12 @@ pub(super) async fn live(world: &Arc<World>, user: &mut GooseUser) -> Transactio
     if let Some(sdk) = sdk {
         Box::pin(end(world, visit, beginning, sdk)).await;
     }
-    Ok(())
 }
 
-/// The kubelet has the token ready before the pod starts; signing one takes a millisecond.
 async fn prepare(world: &Arc<World>, pod: u32) {
     let world = Arc::clone(world);
-    let signed = tokio::task::spawn_blocking(move || {
-        world.stage.tenant(pod).map(|tenant| world.stage.token(&tenant).is_ok())
-    });
+    let signed =
+        tokio::task::spawn_blocking(move || world.stage.tenant(pod).map(|tenant| tenant.token().is_ok()));
     // A token that cannot be had is reported when it is wanted.
     let _either_way = signed.await;
 }
@@ -89,13 +86,6 @@ async fn wait(world: &World, sdk: Option<&mut Sdk<'_>>, until: Instant) {
         }
     }
     world.over.run_until_cancelled(sleep_until(until)).await;
-}
-
-async fn report(world: &World, user: &mut GooseUser, settled: &Settled) -> TransactionResult {
-    world.recorder.settled(settled);
-    let group = world.plan.groups.get(settled.group).map_or("pods", String::as_str);
-    let class = settled.failure.as_ref().map(|failed| failed.class.as_str());
-    user.record_custom_request_duration("GET", group, settled.latency, class.is_none(), None, class).await
 }
 
 /// The pod has what it wanted, and lives on until it ends; a pool closes no connection before the agent does.
@@ -149,8 +139,7 @@ impl<'a> Sdk<'a> {
     async fn attempts(&mut self, attempts: &mut u32) -> Result<SystemTime, Failed> {
         loop {
             // The file is read at each retrieval, by all SDKs; here at each attempt.
-            let token = self.token()?;
-            let request = self.world.stage.endpoint().request(self.manners, &token);
+            let request = self.world.stage.endpoint().request(self.manners, &self.token()?);
             *attempts += 1;
             let (failed, again) = match self.ask(&request).await {
                 Ok(answer) if answer.head.status == 200 => return self.judge(&answer),
@@ -166,8 +155,7 @@ impl<'a> Sdk<'a> {
 
     fn token(&self) -> Result<Arc<str>, Failed> {
         let stolen = self.visit.thief_of.and_then(|pod| self.world.stage.tenant(pod));
-        let token = self.world.stage.token(stolen.as_ref().unwrap_or(&self.tenant));
-        token.map_err(|error| Failed {
+        stolen.as_ref().unwrap_or(&self.tenant).token().map_err(|error| Failed {
             class: "no token".to_owned(),
             example: format!("{error:#}"),
             wrong: false,

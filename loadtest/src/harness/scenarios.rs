@@ -3,6 +3,7 @@
 mod chatty;
 mod churn;
 mod jobs;
+mod name;
 mod noisy;
 mod outage;
 mod restart;
@@ -14,36 +15,10 @@ mod thief;
 
 use std::time::Duration;
 
-use clap::ValueEnum;
-
+pub(super) use self::name::Scenario;
+use super::manners::Client;
 use super::options::Clients;
-use super::plan::{Plan, Size};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Scenario {
-    /// Pods start within a short time, while EKS Auth is slow and throttles
-    Rollout,
-    /// Bursts of short-lived pods of one service account
-    Jobs,
-    /// Each pod asks at a constant rate
-    Steady,
-    /// Applications that ask at each request of theirs
-    Chatty,
-    /// Tokens and credentials reach their end, time compressed
-    Rotation,
-    /// EKS Auth, then the issuer, go down and come back; new pods come meanwhile
-    Outage,
-    /// Pods are recreated after their association changed
-    Churn,
-    /// One pod floods
-    Noisy,
-    /// Pods present others' tokens
-    Thief,
-    /// The agent is stopped and started under load
-    Restart,
-    /// As fast as it goes
-    Saturate,
-}
+use super::plan::{Pace, Plan, Size, Visit};
 
 /// What a scenario is made from.
 #[derive(Debug)]
@@ -55,6 +30,26 @@ pub(super) struct Ask {
 }
 
 impl Ask {
+    /// A pod of the service account and with the SDK that its number deals out to it.
+    fn visit(&self, pod: u32, start: Duration, end: Duration, pace: Pace) -> Visit {
+        Visit::new(pod, role_of(pod, self.size.roles), self.clients.of(pod), start, end, pace)
+    }
+
+    /// Groups by SDK, where there are several: `mixed` tells them apart.
+    fn client_groups(&self) -> Vec<&'static str> {
+        match self.clients {
+            Clients::Mixed => Client::ALL.iter().map(|client| client.manners().name).collect(),
+            Clients::Boto3 | Clients::Js | Clients::Go | Clients::Java | Clients::Rust => {
+                vec![self.clients.of(0).manners().name]
+            }
+        }
+    }
+
+    /// A pod's place among the [`Ask::client_groups`].
+    fn client_group(&self, pod: u32) -> usize {
+        pod as usize % self.client_groups().len()
+    }
+
     /// A pod that is served from the cache waits no longer than this, on a machine that has time for it. A short run is made
     /// on any machine, and of a build that need not be optimized.
     fn quick(&self, p99: &str) -> String {
@@ -86,10 +81,6 @@ impl Scenario {
         }
     }
 
-    pub(super) fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-    }
-
     pub(super) fn question(self) -> &'static str {
         self.parts().question
     }
@@ -107,27 +98,9 @@ const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Groups by SDK, where there are several: `mixed` tells them apart.
-fn client_groups(clients: Clients) -> Vec<&'static str> {
-    match clients {
-        Clients::Mixed => super::manners::Client::ALL.iter().map(|client| client.manners().name).collect(),
-        Clients::Boto3 | Clients::Js | Clients::Go | Clients::Java | Clients::Rust => {
-            vec![clients.of(0).manners().name]
-        }
-    }
-}
-
-/// A pod's place among the [`client_groups`].
-fn client_group(clients: Clients, pod: u32) -> usize {
-    match clients {
-        Clients::Mixed => pod as usize % super::manners::Client::ALL.len(),
-        Clients::Boto3 | Clients::Js | Clients::Go | Clients::Java | Clients::Rust => 0,
-    }
-}
-
 /// Roles are dealt out so that each client has all of them.
 fn role_of(pod: u32, roles: u32) -> u32 {
-    let clients = u32::try_from(super::manners::Client::ALL.len()).unwrap_or(1);
+    let clients = u32::try_from(Client::ALL.len()).unwrap_or(1);
     (pod / clients + pod % clients) % roles
 }
 

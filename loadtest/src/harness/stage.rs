@@ -1,22 +1,19 @@
 //! What a run plays on: the simulated EKS, the simulated node, the pods with their tokens, and the agent.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::Instant;
 
-use super::agent::{Agent, NODE_NAME};
+use super::agent::Agent;
 use super::check::{NAMESPACE, role_arn, service_account};
 use super::http::Endpoint;
 use super::options::{Options, Target};
-use super::plan::{Plan, Step, TokenLife, Visit};
-use crate::clock;
-use crate::eks::{AssociationChange, Config, PodToken, SimulatedEks};
-use crate::node::{Layout, Node, Place, Pod, PodSpec, Qos};
+use super::plan::{Plan, Step};
+use super::tenant::{Tenant, tenants, tenants_of, token_files};
+use crate::eks::{AssociationChange, Config, SimulatedEks};
+use crate::node::{Layout, Node, Place};
 
 /// Fields end in this order: the agent before what it depends on, the pods before their node.
 #[derive(Debug)]
@@ -34,7 +31,6 @@ struct Own {
     eks: Arc<SimulatedEks>,
     associations: Vec<String>,
     changes: Mutex<u32>,
-    tokens: TokenLife,
     _runtime: Runtime,
 }
 
@@ -43,42 +39,6 @@ struct Own {
 struct Ground {
     home: Place,
     node: Arc<Node>,
-}
-
-/// One pod, as long as it lives.
-#[derive(Debug)]
-pub(super) struct Tenant {
-    pub(super) uid: String,
-    role: u32,
-    name: String,
-    place: Option<Pod>,
-    token: Token,
-}
-
-#[derive(Debug)]
-enum Token {
-    Minted(Mutex<Minted>),
-    /// Of a pod that runs elsewhere; read anew each time, as SDKs do.
-    File(PathBuf),
-}
-
-struct Minted {
-    text: Arc<str>,
-    /// When the kubelet has another one for it.
-    until: Option<Instant>,
-}
-
-impl Minted {
-    /// When it is first read.
-    fn later() -> Minted {
-        Minted { text: "".into(), until: Some(clock::mono()) }
-    }
-}
-
-impl std::fmt::Debug for Minted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Minted").field("until", &self.until).finish_non_exhaustive()
-    }
 }
 
 impl Stage {
@@ -109,19 +69,13 @@ impl Stage {
             .collect();
         // Only now: a delay of associations is for those that change in the run.
         eks.settings(|settings| *settings = plan.eks.clone());
-        let tenants = tenants(&eks, ground.as_ref(), plan, options.netns)?;
+        let tenants = tenants(&eks, ground.as_ref().map(|ground| &*ground.node), plan, options.netns)?;
         let more = [plan.agent_args.as_slice(), &options.agent_args].concat();
         let node = ground.as_ref().map(|ground| Arc::clone(&ground.node));
         let agent = Agent::start(&options.binary, &more, &eks, node)?;
         let endpoint = agent.endpoint().clone();
-        let own = Own {
-            agent: Mutex::new(agent),
-            eks,
-            associations,
-            changes: Mutex::new(0),
-            tokens: plan.tokens,
-            _runtime: runtime,
-        };
+        let own =
+            Own { agent: Mutex::new(agent), eks, associations, changes: Mutex::new(0), _runtime: runtime };
         Ok(Stage { own: Some(own), tenants: Mutex::new(tenants), ground, endpoint })
     }
 
@@ -145,17 +99,7 @@ impl Stage {
                 files.len()
             );
         }
-        let tenant = |file: PathBuf| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Some(Arc::new(Tenant {
-                uid: String::new(),
-                role: 0,
-                name,
-                place: None,
-                token: Token::File(file),
-            }))
-        };
-        let tenants = files.into_iter().take(pods).map(tenant).collect();
+        let tenants = tenants_of(files.into_iter().take(pods));
         Ok(Stage { own: None, tenants: Mutex::new(tenants), ground: None, endpoint: endpoint.clone() })
     }
 
@@ -213,24 +157,6 @@ impl Stage {
         back.and(done)
     }
 
-    /// The content of the pod's token file at this moment.
-    pub(super) fn token(&self, tenant: &Tenant) -> Result<Arc<str>> {
-        match (&tenant.token, &self.own) {
-            (Token::File(file), _) => {
-                let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
-                Ok(text.trim_end().into())
-            }
-            (Token::Minted(minted), Some(own)) => {
-                let mut minted = lock(minted);
-                if minted.until.is_some_and(|until| until <= clock::mono()) {
-                    *minted = mint(&own.eks, &tenant.name, &tenant.uid, tenant.role, own.tokens);
-                }
-                Ok(Arc::clone(&minted.text))
-            }
-            (Token::Minted(_), None) => bail!("a token that was minted here has its simulated EKS"),
-        }
-    }
-
     pub(super) fn perform(&self, step: Step) -> Result<()> {
         let Some(own) = &self.own else { return Ok(()) };
         match step {
@@ -273,87 +199,6 @@ pub(super) fn has_cgroups(options: &Options) -> bool {
         Target::At(_) => false,
     };
     own && !options.loopback && rustix::process::geteuid().is_root()
-}
-
-fn tenants(
-    eks: &SimulatedEks,
-    ground: Option<&Ground>,
-    plan: &Plan,
-    own_networks: u32,
-) -> Result<Vec<Option<Arc<Tenant>>>> {
-    let mut first_visits = vec![None; plan.pods() as usize];
-    for visit in plan.visits.iter().rev() {
-        first_visits[visit.pod as usize] = Some(visit);
-    }
-    let make = |visit: &Visit| Body::make(ground, visit, visit.pod < own_networks);
-    let bodies: Result<Vec<Body>> = first_visits.into_iter().flatten().map(make).collect();
-    let bodies = bodies?;
-    // Signing takes most of the time: all processors do it.
-    let share = bodies.len().div_ceil(thread::available_parallelism()?.get()).max(1);
-    let tokens: Vec<Minted> = thread::scope(|scope| {
-        let sign = |bodies: &[Body]| -> Vec<Minted> {
-            let sign = |body: &Body| mint(eks, &body.name, &body.uid, body.role, plan.tokens);
-            bodies.iter().map(|body| if body.comes_later { Minted::later() } else { sign(body) }).collect()
-        };
-        let threads: Vec<_> = bodies.chunks(share).map(|bodies| scope.spawn(move || sign(bodies))).collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Vec<Minted>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().flat_map(join).collect()
-    });
-    let tenant = |(body, minted)| {
-        let Body { uid, role, name, place, .. } = body;
-        Some(Arc::new(Tenant { uid, role, name, place, token: Token::Minted(Mutex::new(minted)) }))
-    };
-    Ok(bodies.into_iter().zip(tokens).map(tenant).collect())
-}
-
-/// A pod without a token.
-struct Body {
-    uid: String,
-    role: u32,
-    name: String,
-    place: Option<Pod>,
-    /// It dies within the run, so it is made in it, and its token with it.
-    comes_later: bool,
-}
-
-impl Body {
-    fn make(ground: Option<&Ground>, visit: &Visit, own_network: bool) -> Result<Body> {
-        let Visit { pod, role, dies, .. } = *visit;
-        let spec = PodSpec::new([Qos::Guaranteed, Qos::Burstable, Qos::BestEffort][pod as usize % 3]);
-        let spec = if own_network { spec } else { spec.host_network() };
-        let uid = spec.own_uid().to_owned();
-        let place = ground.map(|ground| ground.node.pod(spec)).transpose()?;
-        let name = format!("{}-{pod}", service_account(role));
-        Ok(Body { uid, role, name, place, comes_later: dies })
-    }
-}
-
-fn mint(eks: &SimulatedEks, name: &str, uid: &str, role: u32, life: TokenLife) -> Minted {
-    let token = PodToken::new(NAMESPACE, service_account(role), name).pod_uid(uid).node_name(NODE_NAME);
-    let (token, until) = match life {
-        TokenLife::Usual => (token, None),
-        TokenLife::Short(life) => {
-            let token = token.expires_in_seconds(i64::try_from(life.as_secs()).unwrap_or(i64::MAX));
-            // Pods whose tokens were made together do not get the next ones together.
-            (token, Some(clock::mono() + life.mul_f64(0.6 + 0.2 * fastrand::f64())))
-        }
-    };
-    Minted { text: eks.mint(token).token.into(), until }
-}
-
-fn token_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).with_context(|| format!("--token-dir {}", folder.display()))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// What no agent answers longer than; a run ends this long after its pods want nothing any more.

@@ -11,7 +11,7 @@ use super::options::Options;
 use super::world::World;
 use super::{attack, proc};
 use crate::clock;
-use crate::report::{Expectation, Run, Totals, Versions};
+use crate::report::{Expectation, Expected, Run, Totals, Versions};
 
 /// What was before the first pod asked.
 #[derive(Debug)]
@@ -33,19 +33,22 @@ pub(super) fn summarize(
     expectations: &[Expectation],
 ) -> Result<Run> {
     let groups = world.recorder.groups();
+    let timeline = world.recorder.timeline();
+    let seen = timeline.last().map_or(0.0, |second| second.at_seconds);
+    let planned = world.plan.duration.max(world.recorder.last()).as_secs_f64();
     let mut run = Run {
         scenario: options.scenario.name(),
         question: options.scenario.question().to_owned(),
         command: std::env::args().collect(),
         started: clock::rfc3339(before.started),
-        duration_seconds: world.plan.duration.max(world.recorder.last()).as_secs_f64(),
+        duration_seconds: if world.is_stopped() { seen } else { planned },
         settings: settings(options),
         agent_command: world.stage.agent().map(|agent| agent.command_line()),
         versions: versions(world, options),
         totals: Totals::default(),
         groups,
         failures: world.recorder.failures(),
-        timeline: world.recorder.timeline(),
+        timeline,
         marks: world.marks(),
         expected: Vec::new(),
         notes: notes(world),
@@ -53,6 +56,11 @@ pub(super) fn summarize(
     run.totals = totals(world, &run, before);
     run.expected = expectations.iter().map(|expectation| expectation.judge(&run)).collect();
     run.expected.extend(findings::find(world));
+    if world.is_stopped() {
+        let condition = format!("the run lasts {} s", world.plan.duration.as_secs_f64());
+        let was = format!("stopped by a signal after {seen:.1} s");
+        run.expected.push(Expected { condition, was, held: false });
+    }
     Ok(run)
 }
 

@@ -1,7 +1,7 @@
 //! What all pods of a run share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::check::Judge;
 use super::plan::Plan;
-use super::recorder::Recorder;
+use super::recorder::{Recorder, Settled};
 use super::stage::{GRACE, Stage};
 use crate::clock;
 use crate::report::Mark;
@@ -24,21 +24,26 @@ pub(super) struct World {
     pub(super) stage: Stage,
     pub(super) judge: Judge,
     pub(super) recorder: Recorder,
-    /// Set when nobody may go on: the run's last moment, or somebody's Ctrl-C.
+    /// A signal came.
+    stop: CancellationToken,
+    /// Set when nobody may go on: the run's last moment, or a signal.
     pub(super) over: CancellationToken,
     arrived: AtomicUsize,
+    left: AtomicUsize,
+    /// For goose, which is told at its leisure.
+    settled: Mutex<Vec<Settled>>,
     began: watch::Sender<Option<Instant>>,
     marks: Mutex<Vec<Mark>>,
 }
 
 impl World {
-    pub(super) fn new(plan: Plan, stage: Stage) -> World {
+    pub(super) fn new(plan: Plan, stage: Stage, stop: CancellationToken) -> World {
         let judge = Judge::new(stage.eks().cloned(), plan.least_life);
         let mut groups: Vec<(String, u64)> = plan.groups.iter().map(|name| (name.clone(), 0)).collect();
         let mut counted = std::collections::HashSet::new();
         for visit in &plan.visits {
-            let other = visit.by_turns.map(|(_, group)| group);
-            for group in [Some(visit.group), other].into_iter().flatten() {
+            let own = std::slice::from_ref(&visit.group);
+            for &group in visit.by_turns.map_or(own, |(_, groups)| groups) {
                 if counted.insert((group, visit.pod)) {
                     groups[group].1 += 1;
                 }
@@ -50,18 +55,36 @@ impl World {
             stage,
             judge,
             recorder,
-            over: CancellationToken::new(),
+            over: stop.child_token(),
+            stop,
             arrived: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
+            settled: Mutex::default(),
             began: watch::Sender::new(None),
             marks: Mutex::default(),
         }
     }
 
     /// A goose user is there. The run begins with the last of them, so that starting them takes nothing from its time.
-    pub(super) fn arrive(&self) {
+    pub(super) fn arrive(&self) -> Presence<'_> {
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.plan.visits.len() {
             self.began.send_replace(Some(clock::mono() + BREATH));
         }
+        Presence(self)
+    }
+
+    pub(super) fn all_have_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) == self.plan.visits.len()
+    }
+
+    pub(super) fn settled(&self, settled: Settled) {
+        self.recorder.settled(&settled);
+        lock(&self.settled).push(settled);
+    }
+
+    /// What was settled since this was asked before.
+    pub(super) fn newly_settled(&self) -> Vec<Settled> {
+        std::mem::take(&mut *lock(&self.settled))
     }
 
     /// None where it is over before it began.
@@ -69,6 +92,10 @@ impl World {
         let mut began = self.began.subscribe();
         let began = self.over.run_until_cancelled(began.wait_for(Option::is_some)).await?;
         began.ok().and_then(|began| *began)
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// What happens after the last pod has ended is of interest as well.
@@ -84,11 +111,23 @@ impl World {
     }
 
     pub(super) fn mark(&self, at: Duration, what: String) {
-        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        marks.push(Mark { at_seconds: at.as_secs_f64(), what });
+        lock(&self.marks).push(Mark { at_seconds: at.as_secs_f64(), what });
     }
 
     pub(super) fn marks(&self) -> Vec<Mark> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.marks).clone()
     }
+}
+
+/// A goose user, until it is done or given up.
+pub(super) struct Presence<'a>(&'a World);
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        self.0.left.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -108,8 +108,8 @@ fn percentiles(run: &Run) -> Option<Chart> {
 
 fn requests(run: &Run) -> Option<Chart> {
     let series = vec![
-        over_time(run, "requests", Ink::Blue, true, |second| Some(second.requests as f64)),
-        over_time(run, "failed", Ink::Red, true, |second| Some(second.failed as f64)),
+        a_second(run, "requests", Ink::Blue, |second| Some(second.requests as f64)),
+        a_second(run, "failed", Ink::Red, |second| Some(second.failed as f64)),
     ];
     from_zero(run, number, series)
 }
@@ -126,7 +126,7 @@ fn calls(run: &Run) -> Option<Chart> {
 }
 
 fn cpu(run: &Run) -> Option<Chart> {
-    let series = vec![over_time(run, "CPU", Ink::Blue, true, |second| Some(second.agent_cpu? * 100.0))];
+    let series = vec![a_second(run, "CPU", Ink::Blue, |second| Some(second.agent_cpu? * 100.0))];
     from_zero(run, |share| format!("{} %", number(share)), series)
 }
 
@@ -148,15 +148,38 @@ fn timed(run: &Run, y: Axis, series: Vec<Series>) -> Chart {
     Chart { x: Axis::seconds(last), y, series, marks: marks.collect() }
 }
 
-/// A new line after each second that has no value.
 fn over_time(run: &Run, name: &str, ink: Ink, filled: bool, of: impl Fn(&Second) -> Option<f64>) -> Series {
-    let seconds: Vec<(f64, Option<f64>)> =
-        run.timeline.iter().map(|second| (second.at_seconds, of(second))).collect();
-    let lines = seconds
+    series(name, ink, filled, seconds(run).iter().map(|second| (second.at_seconds, of(second))))
+}
+
+/// What was counted in each second, which may have been longer than one.
+fn a_second(run: &Run, name: &str, ink: Ink, of: impl Fn(&Second) -> Option<f64>) -> Series {
+    let mut before = 0.0;
+    let points = seconds(run).iter().map(|second| {
+        let length = second.at_seconds - std::mem::replace(&mut before, second.at_seconds);
+        (second.at_seconds, of(second).map(|value| value / length))
+    });
+    series(name, ink, true, points)
+}
+
+/// A new line after each second that has no value.
+fn series(name: &str, ink: Ink, filled: bool, points: impl Iterator<Item = (f64, Option<f64>)>) -> Series {
+    let points: Vec<(f64, Option<f64>)> = points.collect();
+    let lines = points
         .split(|(_, value)| value.is_none())
         .filter(|line| !line.is_empty())
         .map(|line| line.iter().filter_map(|&(at, value)| Some((at, value?))).collect());
     Series { name: name.to_owned(), ink, filled, lines: lines.collect() }
+}
+
+/// Without what is left of the last one: a few milliseconds in which nothing happens would be drawn as the end of everything.
+fn seconds(run: &Run) -> &[Second] {
+    match run.timeline.as_slice() {
+        [whole @ .., before, last] if last.at_seconds - before.at_seconds < 0.5 => {
+            &run.timeline[..=whole.len()]
+        }
+        all => all,
+    }
 }
 
 fn greatest_of(series: &[Series]) -> f64 {
@@ -186,6 +209,17 @@ mod tests {
         run.timeline[2].p50_ms = None;
         let series = over_time(&run, "p50", Ink::Blue, false, |second| second.p50_ms);
         assert_eq!(series.lines.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
+    }
+
+    #[test]
+    fn what_is_left_of_the_last_second_is_not_drawn_and_longer_ones_count_as_such() {
+        let mut run = sample::outage();
+        run.timeline.truncate(3);
+        for (second, at) in run.timeline.iter_mut().zip([1.0, 3.0, 3.1]) {
+            (second.at_seconds, second.requests) = (at, 100);
+        }
+        let series = a_second(&run, "requests", Ink::Blue, |second| Some(second.requests as f64));
+        assert_eq!(series.lines, [[(1.0, 100.0), (3.0, 50.0)]]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::CLIENTS;
 use super::ground::{Ground, Tokens};
-use super::middle::Middle;
+use super::middle::{FEWEST, Middle};
 use super::row::{Control, Goal, Row, Unit};
 use super::wrk::{self, Connections};
 use crate::build::Binaries;
@@ -18,7 +18,7 @@ use crate::report::step;
 
 const GOAL: f64 = 1.20;
 const PODS: usize = 32;
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = FEWEST;
 const SECONDS: u32 = 6;
 /// Its pods close each connection, as wrk is told to.
 const CLIENT: &str = "js";
@@ -71,14 +71,13 @@ struct Report {
 struct Totals {
     attempts: u64,
     failed: u64,
-    harness_cpu_seconds: f64,
 }
 
 async fn one_harness(binaries: &Binaries, tokens: &Path, url: &str) -> Result<f64> {
     let output = tempfile::tempdir()?;
-    let mut command = Place::Host.command("taskset");
+    let mut command = Place::Host.command("sh");
     command
-        .args(["--cpu-list", &CLIENTS.to_string()])
+        .args(["-c", wrk::TIMED, "sh", "taskset", "--cpu-list", &CLIENTS.to_string()])
         .arg(&binaries.loadtest)
         .args(["saturate", "--client", CLIENT, "--agent", url, "--pods", &PODS.to_string()])
         .args(["--duration", &format!("{SECONDS}s"), "--within", "100ms", "--expect", "failed=0"])
@@ -87,9 +86,9 @@ async fn one_harness(binaries: &Binaries, tokens: &Path, url: &str) -> Result<f6
         .arg("--output")
         .arg(output.path())
         .stdin(Stdio::null());
-    quietly("the load harness", &mut command).await?;
+    let cpu = wrk::children(&quietly("the load harness", &mut command).await?)?;
     let report = std::fs::read(output.path().join("report.json")).context("the harness wrote no report")?;
     let Report { totals } = serde_json::from_slice(&report)?;
     ensure!(totals.attempts > 0 && totals.failed == 0, "the harness was not served: {totals:?}");
-    Ok(totals.harness_cpu_seconds * 1e6 / totals.attempts as f64)
+    Ok(cpu.as_secs_f64() * 1e6 / totals.attempts as f64)
 }

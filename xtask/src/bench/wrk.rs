@@ -26,6 +26,9 @@ function request()
 end
 "#;
 
+/// A shell knows what its children have cost, from their start to their end.
+pub(crate) const TIMED: &str = r#""$@" && times"#;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connections {
     /// One for each request, as most SDKs do it
@@ -67,10 +70,9 @@ pub(crate) async fn run(
     connections: Connections,
     seconds: u32,
 ) -> Result<Ran> {
-    // A shell knows what its children have cost.
     let mut command: Command = client.place.command_in(client.cgroup, "sh");
     command
-        .args(["-c", r#""$@" && times"#, "sh", "taskset", "--cpu-list"])
+        .args(["-c", TIMED, "sh", "taskset", "--cpu-list"])
         .arg(client.cpu.to_string())
         .args(["wrk", "-t1", "-c32"])
         .arg(format!("-d{seconds}s"))
@@ -95,7 +97,7 @@ pub(crate) async fn run(
 }
 
 /// The last line of `times`: `0m1.250000s 0m3.500000s`, in user space and in the kernel.
-fn children(text: &str) -> Result<Duration> {
+pub(crate) fn children(text: &str) -> Result<Duration> {
     let seconds = |time: &str| -> Option<f64> {
         let (minutes, seconds) = time.strip_suffix('s')?.split_once('m')?;
         Some(60.0 * minutes.parse::<f64>().ok()? + seconds.parse::<f64>().ok()?)

@@ -1,7 +1,7 @@
 //! Applications that make a new SDK client for each request of theirs, and so ask for credentials each time.
 
-use super::{Ask, Parts, role_of, s};
-use crate::harness::plan::{Pace, Plan, Size, Visit};
+use super::{Ask, Parts, s};
+use crate::harness::plan::{Pace, Plan, Size};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -29,9 +29,7 @@ fn plan(ask: &mut Ask) -> Plan {
         } else {
             (Pace::Every(size.every), OTHERS)
         };
-        let role = role_of(pod, size.roles);
-        plan.visits
-            .push(Visit::new(pod, role, ask.clients.of(pod), start, size.duration, pace).in_group(group));
+        plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(group));
     }
     plan.notes.push(format!("A chatty pod asks {:.0} times a second.", 1.0 / APPLICATION.as_secs_f64()));
     plan.expect(&["failed=0", "wrong=0", "eks_auth_calls<=roles"]);

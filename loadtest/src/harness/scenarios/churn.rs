@@ -1,6 +1,6 @@
 //! An association is changed and its pods are recreated, which is how a change is applied.
 
-use super::{Ask, Parts, role_of, s};
+use super::{Ask, Parts, s};
 use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
 use crate::harness::schedule::spread;
 
@@ -41,9 +41,7 @@ fn plan(ask: &mut Ask) -> Plan {
             (RECREATED, 1)
         };
         let end = (start + life).min(size.duration);
-        let role = role_of(pod, size.roles);
-        let visit =
-            Visit::new(pod, role, ask.clients.of(pod), start, end, Pace::Every(size.every)).in_group(group);
+        let visit = ask.visit(pod, start, end, Pace::Every(size.every)).in_group(group);
         plan.visits.push(Visit { generation, dies: true, ..visit });
     }
     plan.notes.push(format!(

@@ -1,7 +1,7 @@
 //! A job controller: bursts of pods of one service account, each of them soon over. Then silence.
 
 use super::{Ask, Parts, s};
-use crate::harness::plan::{Finding, Pace, Plan, Size, Step, Visit};
+use crate::harness::plan::{Finding, Pace, Plan, Size, Step};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -36,14 +36,13 @@ fn plan(ask: &mut Ask) -> Plan {
     for (pod, moment) in (0..).zip(spread(size.pods, size.within.min(longest) / 4, &mut ask.chance)) {
         let start = last_burst.mul_f64(f64::from(pod % bursts) / f64::from(bursts)) + moment;
         let end = start + longest.mul_f64(0.25 + 0.5 * ask.chance.f64());
-        plan.visits
-            .push(Visit::new(pod, pod % size.roles, ask.clients.of(pod), start, end, Pace::Once).that_dies());
+        plan.visits.push(ask.visit(pod, start, end, Pace::Once).that_dies());
     }
     plan.steps.push((busy, Step::Say("the last pod is gone")));
     plan.expect(&["failed=0", "wrong=0"]);
-    // The first, renewals as credentials age, and some that EKS Auth refuses because their pod has just died: nothing that
-    // grows with the pods.
-    plan.expect(&["eks_auth_calls<=20*roles"]);
+    // The first, two renewals as credentials age, and as many that EKS Auth refuses because their pod has just died: nothing
+    // that grows with the pods.
+    plan.expect(&["eks_auth_calls<=8*roles"]);
     plan.findings.push(Finding::NoCallsAfter(busy + silence));
     plan
 }

@@ -1,7 +1,7 @@
-//! One pod floods, by turns: what the others see beside it is compared with what they see alone in the turns between, so
-//! that what else the machine does falls on both.
+//! One pod asks far too often, then floods, by turns: what the others see beside it is compared with what they see alone in the
+//! turns between, so that what else the machine does falls on all.
 
-use super::{Ask, Parts, role_of, s};
+use super::{Ask, Parts, s};
 use crate::harness::manners::Client;
 use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
 use crate::harness::schedule::spread;
@@ -11,12 +11,13 @@ pub(super) const PARTS: Parts =
 
 const ALONE: usize = 0;
 const BESIDE: usize = 1;
-const NOISY: usize = 2;
+const FLOODED: usize = 2;
+const BUSY: usize = 3;
+const FLOOD: usize = 4;
 /// As many connections as the agent lets one pod have.
 const CONNECTIONS: u32 = 64;
-/// On each of them. Together they leave the processors room: what a machine without any does to pods is not the agent's to
-/// mend.
-const FLOOD_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+/// On each of them, while it is busy: it leaves the processors room.
+const BUSY_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
 
 fn size(short: bool) -> Size {
     let (pods, duration, every) = if short { (100, 10, 1) } else { (300, 120, 1) };
@@ -25,31 +26,34 @@ fn size(short: bool) -> Size {
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &["alone", "beside", "noisy"]);
-    let turns = if ask.short { 5 } else { 20 };
-    let turn = size.duration / (2 * turns);
+    let mut plan = Plan::new(size, &["alone", "beside", "flooded", "busy", "flood"]);
+    let rounds = if ask.short { 5 } else { 20 };
+    let turn = size.duration / (3 * rounds);
     for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
-        let pace = Pace::Every(size.every);
-        let role = role_of(pod, size.roles);
-        let visit = Visit::new(pod, role, ask.clients.of(pod), start, size.duration, pace).in_group(ALONE);
-        plan.visits.push(Visit { by_turns: Some((turn, BESIDE)), ..visit });
+        let visit = ask.visit(pod, start, size.duration, Pace::Every(size.every));
+        plan.visits.push(Visit { by_turns: Some((turn, &[ALONE, BESIDE, FLOODED])), ..visit });
     }
-    let starts = spread(CONNECTIONS, FLOOD_EVERY, &mut ask.chance);
-    for number in 0..turns {
-        let (begin, end) = (turn * (2 * number + 1), turn * (2 * number + 2));
-        plan.steps.push((begin, Step::Say("the flood begins")));
-        plan.steps.push((end, Step::Say("the flood ends")));
+    let starts = spread(CONNECTIONS, BUSY_EVERY, &mut ask.chance);
+    for round in 0..rounds {
+        let [busy, flood, end] = [1, 2, 3].map(|number| turn * (3 * round + number));
+        plan.steps.push((busy, Step::Say("one pod is busy")));
+        plan.steps.push((flood, Step::Say("it floods")));
+        plan.steps.push((end, Step::Say("it is silent")));
         for &start in &starts {
             // JS connects anew for each request, which costs an agent most.
-            let (client, pace) = (Client::Js, Pace::Every(FLOOD_EVERY));
-            plan.visits.push(Visit::new(size.pods, 0, client, begin + start, end, pace).in_group(NOISY));
+            let visit = |begin, end, pace| Visit::new(size.pods, 0, Client::Js, begin + start, end, pace);
+            plan.visits.push(visit(busy, flood, Pace::Every(BUSY_EVERY)).in_group(BUSY));
+            plan.visits.push(visit(flood, end, Pace::AtOnce).in_group(FLOOD));
         }
     }
     plan.notes.push(format!(
-        "The noisy pod has {CONNECTIONS} connections and asks {} times a second.",
-        f64::from(CONNECTIONS) / FLOOD_EVERY.as_secs_f64()
+        "The noisy pod has {CONNECTIONS} connections. Busy, it asks {} times a second in all. Flooding, it asks on each as soon as \
+         it was answered, which takes all processors, the harness's share among them: others wait their turn there, and none fails.",
+        f64::from(CONNECTIONS) / BUSY_EVERY.as_secs_f64()
     ));
-    plan.expect(&["failed(alone)=0", "failed(beside)=0", "wrong=0"]);
+    plan.expect(&["failed(alone)=0", "failed(beside)=0", "failed(flooded)=0", "wrong=0"]);
+    // Far from the second after which the least patient SDK gives up.
+    plan.expect(&[if ask.short { "p99(flooded)<1s" } else { "p99(flooded)<250ms" }]);
     // A run of seconds has too few requests for its 99th percentile to be exact to a tenth.
     if ask.short {
         plan.expectations.push(ask.quick("p99(beside)"));

@@ -1,6 +1,6 @@
 //! EKS Auth goes down and comes back, then the issuer; pods of known roles, and of new ones, start all the while.
 
-use super::{Ask, Parts, role_of, s};
+use super::{Ask, Parts, s};
 use crate::eks::Outage;
 use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
 use crate::harness::schedule::spread;
@@ -41,21 +41,17 @@ fn plan(ask: &mut Ask) -> Plan {
     plan.roles = size.roles + new_roles;
     for (pod, start) in (0..).zip(spread(known, size.every.min(eighth / 2), &mut ask.chance)) {
         let pace = Pace::Every(size.every);
-        let role = role_of(pod, size.roles);
-        plan.visits
-            .push(Visit::new(pod, role, ask.clients.of(pod), start, size.duration, pace).in_group(KNOWN));
+        plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(KNOWN));
     }
     let comers = spread(size.pods - known, size.duration - eighth - s(1), &mut ask.chance);
     for (number, start) in (0..).zip(comers) {
         let pod = known + number;
-        let (role, group) = if number < new_roles {
-            (size.roles + number, NEW_ROLES)
+        let visit = ask.visit(pod, eighth + start, size.duration, Pace::Every(size.every));
+        plan.visits.push(if number < new_roles {
+            Visit { role: size.roles + number, group: NEW_ROLES, ..visit }
         } else {
-            (role_of(pod, size.roles), NEW_PODS)
-        };
-        let pace = Pace::Every(size.every);
-        let visit = Visit::new(pod, role, ask.clients.of(pod), eighth + start, size.duration, pace);
-        plan.visits.push(visit.in_group(group));
+            visit.in_group(NEW_PODS)
+        });
     }
     plan.notes.push(
         "A role that nobody asked for before the outage cannot be served in it; its pods are counted apart, and ask again at \

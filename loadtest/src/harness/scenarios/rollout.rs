@@ -1,7 +1,7 @@
 //! Pods of a deployment start within a short time, as after a node has joined or a new version was rolled out.
 
-use super::{Ask, Parts, client_group, client_groups, role_of, s};
-use crate::harness::plan::{Pace, Plan, Size, Visit};
+use super::{Ask, Parts, s};
+use crate::harness::plan::{Pace, Plan, Size};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -17,15 +17,14 @@ fn size(short: bool) -> Size {
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &client_groups(ask.clients));
+    let mut plan = Plan::new(size, &ask.client_groups());
     plan.duration = size.duration.max(size.within + s(1));
     plan.eks.latency_ms = 200;
     plan.eks.latency_jitter_ms = 200;
     plan.eks.throttle_per_second = Some(20.0);
     for (pod, start) in (0..).zip(spread(size.pods, size.within, &mut ask.chance)) {
-        let client = ask.clients.of(pod);
-        let visit = Visit::new(pod, role_of(pod, size.roles), client, start, plan.duration, Pace::Once);
-        plan.visits.push(visit.in_group(client_group(ask.clients, pod)));
+        let visit = ask.visit(pod, start, plan.duration, Pace::Once);
+        plan.visits.push(visit.in_group(ask.client_group(pod)));
     }
     plan.notes.push("EKS Auth takes 200 to 400 ms and 20 calls a second, as many at once.".to_owned());
     plan.expect(&["failed=0", "wrong=0", "p99<1s"]);

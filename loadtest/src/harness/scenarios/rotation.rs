@@ -1,7 +1,7 @@
 //! Tokens and credentials reach their end, again and again: hours in a minute.
 
-use super::{Ask, Parts, client_group, client_groups, role_of, s};
-use crate::harness::plan::{Finding, Pace, Plan, Size, TokenLife, Visit};
+use super::{Ask, Parts, s};
+use crate::harness::plan::{Finding, Pace, Plan, Size, TokenLife};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -18,7 +18,7 @@ fn size(short: bool) -> Size {
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &client_groups(ask.clients));
+    let mut plan = Plan::new(size, &ask.client_groups());
     let life = s((size.duration.as_secs() / 3).max(5));
     plan.compress(life);
     plan.tokens = TokenLife::Short(life);
@@ -26,13 +26,12 @@ fn plan(ask: &mut Ask) -> Plan {
     let renewals = (f64::from(size.roles) / life.as_secs_f64() * 6.0).ceil().max(3.0);
     plan.agent_args = vec!["--max-service-qps".to_owned(), format!("{renewals:.0}")];
     for (pod, start) in (0..).zip(spread(size.pods, size.within, &mut ask.chance)) {
-        let client = ask.clients.of(pod);
-        let visit = Visit::new(pod, role_of(pod, size.roles), client, start, size.duration, Pace::Refresh);
-        plan.visits.push(visit.in_group(client_group(ask.clients, pod)));
+        let visit = ask.visit(pod, start, size.duration, Pace::Refresh);
+        plan.visits.push(visit.in_group(ask.client_group(pod)));
     }
     plan.notes
         .push(format!("Tokens live {} s; a pod has a new one after 0.6 to 0.8 of that.", life.as_secs()));
-    plan.expect(&["failed=0", "wrong=0", "p99<500ms"]);
+    plan.expect(&["failed=0", "wrong=0", "p99<200ms"]);
     if !ask.short {
         // A second's worth may be made up for by renewals that were late. A short run's lives end before they spread.
         plan.findings.push(Finding::CallsInASecond(renewals as u64 * 2));

@@ -1,7 +1,7 @@
 //! As fast as it goes: each pod asks again as soon as it was answered.
 
-use super::{Ask, Parts, client_group, client_groups, role_of, s};
-use crate::harness::plan::{Pace, Plan, Size, Visit};
+use super::{Ask, Parts, s};
+use crate::harness::plan::{Pace, Plan, Size};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -17,18 +17,11 @@ fn size(short: bool) -> Size {
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &client_groups(ask.clients));
+    let mut plan = Plan::new(size, &ask.client_groups());
     let starts = spread(size.pods, size.within.min(size.duration / 4), &mut ask.chance);
     for (pod, start) in (0..).zip(starts) {
-        let visit = Visit::new(
-            pod,
-            role_of(pod, size.roles),
-            ask.clients.of(pod),
-            start,
-            size.duration,
-            Pace::AtOnce,
-        );
-        plan.visits.push(visit.in_group(client_group(ask.clients, pod)));
+        let visit = ask.visit(pod, start, size.duration, Pace::AtOnce);
+        plan.visits.push(visit.in_group(ask.client_group(pod)));
     }
     plan.notes.push(
         "Pods wait for each other here, agent and harness share the processor: latency says what the machine can do, \

@@ -1,7 +1,7 @@
 //! A constant rate, whatever the agent does.
 
-use super::{Ask, Parts, client_group, client_groups, role_of, s};
-use crate::harness::plan::{Pace, Plan, Size, Visit};
+use super::{Ask, Parts, s};
+use crate::harness::plan::{Pace, Plan, Size};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -17,12 +17,10 @@ fn size(short: bool) -> Size {
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &client_groups(ask.clients));
+    let mut plan = Plan::new(size, &ask.client_groups());
     for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
         let pace = Pace::Every(size.every);
-        let visit =
-            Visit::new(pod, role_of(pod, size.roles), ask.clients.of(pod), start, size.duration, pace);
-        plan.visits.push(visit.in_group(client_group(ask.clients, pod)));
+        plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
     }
     plan.expect(&["failed=0", "wrong=0", "eks_auth_calls<=roles"]);
     plan.expectations.push(ask.quick("p99"));

@@ -1,6 +1,6 @@
 //! Pods present the tokens of others, beside honest ones.
 
-use super::{Ask, Parts, role_of, s};
+use super::{Ask, Parts, s};
 use crate::harness::plan::{Finding, Pace, Plan, Size, Visit};
 use crate::harness::schedule::spread;
 
@@ -25,8 +25,7 @@ fn plan(ask: &mut Ask) -> Plan {
     let mut plan = Plan::new(size, &["honest", "thieves"]);
     plan.agent_args = ["--verify", "enforce"].map(str::to_owned).to_vec();
     for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
-        let role = role_of(pod, size.roles);
-        let visit = Visit::new(pod, role, ask.clients.of(pod), start, size.duration, Pace::Every(size.every));
+        let visit = ask.visit(pod, start, size.duration, Pace::Every(size.every));
         let steals = pod % ONE_OF == ONE_OF - 1;
         // Of a neighbour, mostly with another role; each thief has one victim.
         plan.visits.push(if steals {
