@@ -16,6 +16,7 @@ mod cgroup;
 mod client;
 mod clock;
 mod demo;
+mod deploy_check;
 mod eks;
 mod http;
 mod kernels;
@@ -57,6 +58,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Measure what the kernel programs cost a connect() that is none of theirs
     BenchConnect(bench_connect::Arguments),
+    /// Check the chart, the manifests, the alerts and the dashboard with the tools of those who use them
+    DeployCheck(deploy_check::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -92,6 +95,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Loadtest(arguments) => Box::pin(loadtest::run(&arguments)).await,
         Task::Bench(arguments) => Box::pin(bench::run(&arguments)).await,
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
+        Task::DeployCheck(arguments) => Box::pin(deploy_check::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

@@ -1,5 +1,7 @@
 //! What the other tasks need and cargo does not bring: a few packages of the system, and the AWS SDKs under `target/`.
 
+pub(crate) mod deploy;
+
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,99 @@
+//! `cargo xtask deploy-check`: what `deploy/` holds, looked at by the tools of those who will use it.
+
+mod chart;
+mod promises;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use tokio::process::Command;
+
+use crate::build::root;
+use crate::process::{on_path, quietly};
+use crate::report::Counts;
+use crate::setup;
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct Arguments {
+    /// Write deploy/manifests anew instead of comparing it with what the chart renders
+    #[arg(long)]
+    pub(crate) write: bool,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
+    let (counts, left_out) = check(arguments).await?;
+    for reason in left_out {
+        println!("Left out: {reason}");
+    }
+    println!("\n{counts}");
+    Ok(counts)
+}
+
+/// All that can be checked with what is here, and why the rest cannot.
+pub(crate) async fn check(arguments: &Arguments) -> Result<(Counts, Vec<&'static str>)> {
+    let mut findings = Findings::default();
+    promises::check(&mut findings)?;
+    match on_path("go") {
+        true => chart::check(&mut findings, arguments.write).await?,
+        false => findings.leave_out("the chart: helm is built by go, which is not on the PATH"),
+    }
+    match setup::promtool().await? {
+        Some(promtool) => alerts(&mut findings, &promtool).await,
+        None => findings.leave_out("the alerts: no promtool and no apt-get"),
+    }
+    match on_path("node") && on_path("npm") {
+        true => dashboard(&mut findings).await?,
+        false => findings.leave_out("the dashboard: node or npm is not on the PATH"),
+    }
+    Ok((findings.counts, findings.left_out))
+}
+
+#[derive(Debug, Default)]
+struct Findings {
+    counts: Counts,
+    left_out: Vec<&'static str>,
+}
+
+impl Findings {
+    fn note(&mut self, what: &str, outcome: Result<()>) {
+        match outcome {
+            Ok(()) => {
+                self.counts.passed += 1;
+                println!("ok      {what}");
+            }
+            Err(problem) => {
+                self.counts.failed += 1;
+                println!("FAILED  {what}\n        {}", format!("{problem:#}").replace('\n', "\n        "));
+            }
+        }
+    }
+
+    fn leave_out(&mut self, reason: &'static str) {
+        self.counts.skipped += 1;
+        self.left_out.push(reason);
+    }
+}
+
+fn deploy() -> PathBuf {
+    root().join("deploy")
+}
+
+async fn alerts(findings: &mut Findings, promtool: &Path) {
+    for (what, arguments) in [
+        ("alerts are rules that Prometheus reads", ["check", "rules", "rules.yaml"]),
+        ("each alert fires when it should, and no other", ["test", "rules", "rules_test.yaml"]),
+    ] {
+        let mut command = Command::new(promtool);
+        command.args(arguments).current_dir(deploy().join("prometheus"));
+        findings.note(what, quietly("promtool", &mut command).await.map(drop));
+    }
+}
+
+async fn dashboard(findings: &mut Findings) -> Result<()> {
+    let folder = setup::deploy::dashboard_check().await?;
+    let mut node = Command::new("node");
+    node.arg("check.mjs").arg(deploy().join("grafana/podcred.json")).current_dir(folder);
+    findings.note("the dashboard is as Grafana's types say", quietly("node", &mut node).await.map(drop));
+    Ok(())
+}
