@@ -189,11 +189,9 @@ mod tests {
 
     #[test]
     fn flags_and_their_defaults_are_read_off_the_table() {
-        let expected = [("bindHosts", "1.2.3.4,[fd00::1]"), ("pin", "")];
-        assert_eq!(
-            flags(TABLE),
-            expected.map(|(name, default)| (name.to_owned(), default.to_owned())).into()
-        );
+        let flag = |name: &str, default: &str| Flag { name: name.to_owned(), default: default.to_owned() };
+        let expected = [("bindHosts", flag("bind-hosts", "1.2.3.4,[fd00::1]")), ("pin", flag("pin", ""))];
+        assert_eq!(flags(TABLE), expected.map(|(value, flag)| (value.to_owned(), flag)).into());
     }
 
     #[test]
