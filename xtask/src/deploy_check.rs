@@ -5,8 +5,9 @@ mod promises;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::build::root;
@@ -88,6 +89,26 @@ async fn alerts(findings: &mut Findings, promtool: &Path) {
         command.args(arguments).current_dir(deploy().join("prometheus"));
         findings.note(what, quietly("promtool", &mut command).await.map(drop));
     }
+    findings.note("the dashboard's queries are PromQL", queries(promtool).await);
+}
+
+/// promtool reads queries in rules alone, so each becomes one. JSON is YAML.
+async fn queries(promtool: &Path) -> Result<()> {
+    let dashboard: Value =
+        serde_json::from_str(&std::fs::read_to_string(deploy().join("grafana/podcred.json"))?)?;
+    let targets =
+        dashboard["panels"].as_array().into_iter().flatten().filter_map(|panel| panel["targets"].as_array());
+    let mut rules = Vec::new();
+    for expr in targets.flatten().filter_map(|target| target["expr"].as_str()) {
+        let expr =
+            expr.replace("$__rate_interval", "5m").replace("$__range", "1h").replace("$instance", ".*");
+        ensure!(!expr.contains('$'), "a variable that Grafana does not know: {expr}");
+        rules.push(json!({ "record": format!("query:{}", rules.len()), "expr": expr }));
+    }
+    ensure!(!rules.is_empty(), "the dashboard has no queries");
+    let file = tempfile::NamedTempFile::with_suffix(".yaml")?;
+    std::fs::write(file.path(), json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string())?;
+    quietly("promtool", Command::new(promtool).args(["check", "rules"]).arg(file.path())).await.map(drop)
 }
 
 async fn dashboard(findings: &mut Findings) -> Result<()> {

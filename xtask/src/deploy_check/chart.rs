@@ -46,11 +46,21 @@ struct Chart {
 }
 
 impl Chart {
+    /// Comments of such a file say what has to come of it: `# has: TEXT`, `# has not: TEXT`.
     async fn lint_and_render(&self, values: &Path, to: &Path) -> Result<()> {
         let mut lint = Command::new(&self.helm);
         quietly("helm lint", lint.args(["lint", "--strict"]).arg(&self.folder).arg("--values").arg(values))
             .await?;
-        std::fs::write(to, self.render(values, &[]).await?)?;
+        let rendered = self.render(values, &[]).await?;
+        std::fs::write(to, &rendered)?;
+        for line in std::fs::read_to_string(values)?.lines() {
+            if let Some(text) = line.strip_prefix("# has: ") {
+                ensure!(rendered.contains(text), "what is rendered has no {text:?}");
+            }
+            if let Some(text) = line.strip_prefix("# has not: ") {
+                ensure!(!rendered.contains(text), "what is rendered has {text:?}");
+            }
+        }
         Ok(())
     }
 
