@@ -2,6 +2,7 @@
 
 mod chart;
 mod promises;
+mod watched;
 
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,10 @@ pub(crate) async fn check(arguments: &Arguments) -> Result<(Counts, Vec<&'static
         false => findings.leave_out("the chart: helm is built by go, which is not on the PATH"),
     }
     match setup::promtool().await? {
-        Some(promtool) => alerts(&mut findings, &promtool).await,
+        Some(promtool) => {
+            alerts(&mut findings, &promtool).await;
+            watched::check(&mut findings, &promtool.with_file_name("prometheus")).await?;
+        }
         None => findings.leave_out("the alerts: no promtool and no apt-get"),
     }
     match on_path("node") && on_path("npm") {
@@ -94,21 +98,29 @@ async fn alerts(findings: &mut Findings, promtool: &Path) {
 
 /// promtool reads queries in rules alone, so each becomes one. JSON is YAML.
 async fn queries(promtool: &Path) -> Result<()> {
-    let dashboard: Value =
-        serde_json::from_str(&std::fs::read_to_string(deploy().join("grafana/podcred.json"))?)?;
-    let targets =
-        dashboard["panels"].as_array().into_iter().flatten().filter_map(|panel| panel["targets"].as_array());
-    let mut rules = Vec::new();
-    for expr in targets.flatten().filter_map(|target| target["expr"].as_str()) {
-        let expr =
-            expr.replace("$__rate_interval", "5m").replace("$__range", "1h").replace("$instance", ".*");
-        ensure!(!expr.contains('$'), "a variable that Grafana does not know: {expr}");
-        rules.push(json!({ "record": format!("query:{}", rules.len()), "expr": expr }));
-    }
-    ensure!(!rules.is_empty(), "the dashboard has no queries");
+    let queries = dashboard_queries("5m", "1h")?;
+    let rule = |(index, query): (usize, String)| json!({ "record": format!("query:{index}"), "expr": query });
+    let rules: Vec<Value> = queries.into_iter().enumerate().map(rule).collect();
     let file = tempfile::NamedTempFile::with_suffix(".yaml")?;
     std::fs::write(file.path(), json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string())?;
     quietly("promtool", Command::new(promtool).args(["check", "rules"]).arg(file.path())).await.map(drop)
+}
+
+/// As Grafana would send them, of all agents.
+fn dashboard_queries(rate_interval: &str, range: &str) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(deploy().join("grafana/podcred.json"))?;
+    let dashboard: Value = serde_json::from_str(&text)?;
+    let panels = dashboard["panels"].as_array().into_iter().flatten();
+    let targets = panels.filter_map(|panel| panel["targets"].as_array()).flatten();
+    let variables = [("$__rate_interval", rate_interval), ("$__range", range), ("$instance", ".*")];
+    let queries: Vec<String> = targets
+        .filter_map(|target| target["expr"].as_str())
+        .map(|expr| variables.iter().fold(expr.to_owned(), |expr, (name, value)| expr.replace(name, value)))
+        .collect();
+    ensure!(!queries.is_empty(), "the dashboard has no queries");
+    let strange = queries.iter().find(|query| query.contains('$'));
+    ensure!(strange.is_none(), "a variable that Grafana does not know: {strange:?}");
+    Ok(queries)
 }
 
 async fn dashboard(findings: &mut Findings) -> Result<()> {
