@@ -28,6 +28,9 @@ pub(crate) async fn all() -> Result<()> {
     if let Some(reason) = emulator().await? {
         step(&format!("Left out: {reason}"));
     }
+    for reason in deploy::all().await? {
+        step(&format!("Left out: {reason}"));
+    }
     let (_, left_out) = sdks(&Sdk::ALL).await?;
     for (sdk, reason) in left_out {
         step(&format!("{} is left out: {reason}", sdk.title()));

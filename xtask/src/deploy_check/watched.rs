@@ -157,9 +157,9 @@ impl Prometheus {
         let process = Process::spawn("prometheus", command, log)?;
         let place = network.node.clone();
         let prometheus = Prometheus { process, _folder: folder, place, address };
-        prometheus
-            .until("Prometheus is ready", async || Ok(prometheus.value("vector(1)").await.is_ok()))
-            .await?;
+        let answers = async || Ok(prometheus.value("vector(1)").await.is_ok());
+        let ready = prometheus.until("Prometheus is ready", answers).await;
+        ready.with_context(|| prometheus.process.log_tail())?;
         Ok(prometheus)
     }
 

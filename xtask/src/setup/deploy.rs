@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use tokio::process::Command;
 
-use super::{install, quietly, system_packages};
+use super::{install, on_path, quietly, system_packages};
 use crate::build::{root, target};
 use crate::clock::Stopwatch;
 use crate::report::step;
@@ -50,6 +50,27 @@ impl Schemas {
             format!("{}/{kind}", self.operator.display()),
         ]
     }
+}
+
+/// Installs what can be had, and returns why the rest cannot.
+pub(super) async fn all() -> Result<Vec<&'static str>> {
+    let mut left_out = Vec::new();
+    match on_path("go") {
+        true => {
+            helm().await?;
+            kubeconform().await?;
+        }
+        false => left_out.push("helm and kubeconform: go is not on the PATH"),
+    }
+    match on_path("go") && on_path("python3") {
+        true => drop(schemas().await?),
+        false => left_out.push("Kubernetes' schemas: go or python3 is not on the PATH"),
+    }
+    match on_path("node") && on_path("npm") {
+        true => drop(dashboard_check().await?),
+        false => left_out.push("Grafana's types: node or npm is not on the PATH"),
+    }
+    Ok(left_out)
 }
 
 pub(crate) async fn helm() -> Result<PathBuf> {
