@@ -20,7 +20,7 @@ use crate::demo::thief::Attribution;
 use crate::eks::{Eks, PodName};
 use crate::http;
 use crate::place::Place;
-use crate::process::Process;
+use crate::process::{Process, is_root};
 use crate::report::step;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -30,6 +30,9 @@ const LATE: usize = 3;
 const OUTAGE: [&str; 2] = ["PodcredPodsWithoutCredentials", "PodcredEksAuthFailing"];
 /// Of these families nothing is seen here: no connection is turned away, and no connect fails.
 const IDLE: [&str; 2] = ["podcred_connections_refused_total", "podcred_pod_connects_total"];
+
+const LEFT_OUT: &str =
+    "Prometheus beside an agent: it takes Prometheus, root, and a kernel that can tell pods apart";
 
 /// Asks for credentials with each of its arguments in turn, then for IMDS; again and again.
 const POD: &str = r#"
@@ -45,12 +48,15 @@ while true; do
 done >/dev/null 2>&1"#;
 
 pub(super) async fn check(findings: &mut Findings, prometheus: &Path) -> Result<()> {
+    if !is_root() || !prometheus.is_file() {
+        findings.leave_out(LEFT_OUT);
+        return Ok(());
+    }
     let binaries = build::binaries(Profile::Dev).await?;
     let network = Network::prepare(&binaries.agent, 3 + LATE).await?;
     let attribution = Attribution::prepare(&network, &binaries.agent).await;
     let Some(cgroups) = attribution.cgroups() else {
-        findings
-            .leave_out("Prometheus beside an agent: it takes root, and a kernel that can tell pods apart");
+        findings.leave_out(LEFT_OUT);
         return Ok(());
     };
     step("Running Prometheus beside an agent, a minute to the second");

@@ -2,15 +2,16 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
+{{/* Short enough for what is appended to it. */}}
 {{- define "podcred.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
 {{- else }}
 {{- $name := include "podcred.name" . }}
 {{- if contains $name .Release.Name }}
-{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- .Release.Name | trunc 53 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -57,12 +58,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/*
 Arguments: of each flag that is set, and after them additionalArgs, which is a list of words or the official chart's map
-of flag to value. What is not set is left to podcred.
+of flag to value. What is not set is left to podcred. To YAML an unquoted on and off are true and false.
 */}}
 {{- define "podcred.args" -}}
 {{- $args := list }}
 {{- range $name, $value := .flags }}
 {{- $text := kindIs "slice" $value | ternary (join "," $value) (include "podcred.text" $value) }}
+{{- if and (kindIs "bool" $value) (ne $name "rotateCredentials") }}
+{{- $text = ternary "on" "off" $value }}
+{{- end }}
 {{- if $text }}
 {{- $args = append $args (printf "--%s=%s" (kebabcase $name) $text) }}
 {{- end }}
