@@ -53,7 +53,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* A scalar as text. Helm reads every number as a float, and would write a million as 1e+06. */}}
 {{- define "podcred.text" -}}
-{{- if kindIs "float64" . }}{{ int64 . }}{{ else if not (kindIs "invalid" .) }}{{ . }}{{ end }}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else if not (kindIs "invalid" .) }}{{ . }}{{ end }}
 {{- end }}
 
 {{/*
@@ -91,6 +91,11 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 
 {{- define "podcred.probePort" -}}
 {{- .Values.agent.probePort | default 2703 | int64 }}
+{{- end }}
+
+{{/* Where the node's /proc is mounted; the container's own is not to be covered. */}}
+{{- define "podcred.hostProc" -}}
+{{- if ne (.Values.agent.hostProc | default "/proc") "/proc" }}{{ .Values.agent.hostProc }}{{ end }}
 {{- end }}
 
 {{/* Whether the agent asks for the node's pods. */}}
