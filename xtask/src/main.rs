@@ -16,6 +16,7 @@ mod cgroup;
 mod client;
 mod clock;
 mod demo;
+mod deploy_check;
 mod eks;
 mod http;
 mod image;
@@ -61,6 +62,8 @@ enum Task {
     BenchConnect(bench_connect::Arguments),
     /// Pack the image for amd64 and arm64, as deploy/Dockerfile makes it, without a container daemon
     Image(image::Arguments),
+    /// Check the chart, the manifests, the alerts and the dashboard with the tools of those who use them
+    DeployCheck(deploy_check::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
 }
@@ -97,6 +100,7 @@ async fn run(task: Task) -> Result<Counts> {
         Task::Bench(arguments) => Box::pin(bench::run(&arguments)).await,
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Image(arguments) => Box::pin(image::run(&arguments)).await,
+        Task::DeployCheck(arguments) => Box::pin(deploy_check::run(&arguments)).await,
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

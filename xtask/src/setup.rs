@@ -1,5 +1,7 @@
 //! What the other tasks need and cargo does not bring: a few packages of the system, and the AWS SDKs under `target/`.
 
+pub(crate) mod deploy;
+
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -24,6 +26,9 @@ pub(crate) async fn all() -> Result<()> {
         step(&format!("Left out: {program}"));
     }
     if let Some(reason) = emulator().await? {
+        step(&format!("Left out: {reason}"));
+    }
+    for reason in deploy::all().await? {
         step(&format!("Left out: {reason}"));
     }
     let (_, left_out) = sdks(&Sdk::ALL).await?;

@@ -14,7 +14,7 @@ use crate::clock::Stopwatch;
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step, table};
 use crate::sdk::Sdk;
-use crate::{build_ebpf, demo, kernels, sdks, setup};
+use crate::{build_ebpf, demo, deploy_check, kernels, sdks, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -39,6 +39,8 @@ enum Step {
     Demo,
     /// cargo xtask kernels, on the oldest
     Kernels,
+    /// cargo xtask deploy-check
+    Deploy,
     /// cargo deny check
     Deny,
 }
@@ -93,6 +95,7 @@ impl Step {
                 Ok((Box::pin(demo::run(&short)).await?, None))
             }
             Step::Kernels => kernels().await,
+            Step::Deploy => deploy().await,
             Step::Deny => deny().await,
         }
     }
@@ -172,6 +175,11 @@ async fn kernels() -> Result<(Counts, LeftOut)> {
         filters: Vec::new(),
     };
     Ok((Box::pin(kernels::run_here(&arguments)).await?, None))
+}
+
+async fn deploy() -> Result<(Counts, LeftOut)> {
+    let (counts, left_out) = deploy_check::check(&deploy_check::Arguments::default()).await?;
+    Ok((counts, (!left_out.is_empty()).then(|| left_out.join("; "))))
 }
 
 async fn deny() -> Result<(Counts, LeftOut)> {

@@ -1,0 +1,161 @@
+{{- define "podcred.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Short enough for what is appended to it. */}}
+{{- define "podcred.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
+{{- else }}
+{{- $name := include "podcred.name" . }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 53 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "podcred.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "podcred.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "podcred.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{ include "podcred.selectorLabels" . }}
+{{- end }}
+
+{{- define "podcred.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "podcred.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "podcred.image" -}}
+{{- with .Values.image }}
+{{- if .override }}
+{{- .override }}
+{{- else }}
+{{- $repository := required "image.repository is needed: podcred is not published, so name the repository that you pushed it to" .repository }}
+{{- if .digest }}
+{{- printf "%s@%s" $repository .digest }}
+{{- else }}
+{{- printf "%s:%s" $repository (.tag | default $.Chart.AppVersion) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A scalar as text. Helm reads every number as a float, and would write a million as 1e+06. */}}
+{{- define "podcred.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else if not (kindIs "invalid" .) }}{{ . }}{{ end }}
+{{- end }}
+
+{{/*
+Arguments: of each flag that is set, and after them additionalArgs, which is a list of words or the official chart's map
+of flag to value. What is not set is left to podcred. To YAML an unquoted on and off are true and false.
+*/}}
+{{- define "podcred.args" -}}
+{{- $args := list }}
+{{- range $name, $value := .flags }}
+{{- $text := kindIs "slice" $value | ternary (join "," $value) (include "podcred.text" $value) }}
+{{- if and (kindIs "bool" $value) (ne $name "rotateCredentials") }}
+{{- $text = ternary "on" "off" $value }}
+{{- end }}
+{{- if $text }}
+{{- $args = append $args (printf "--%s=%s" (kebabcase $name) $text) }}
+{{- end }}
+{{- end }}
+{{- if kindIs "map" .additionalArgs }}
+{{- range $flag, $value := .additionalArgs }}
+{{- $args = append $args $flag }}
+{{- with include "podcred.text" $value }}
+{{- $args = append $args . }}
+{{- end }}
+{{- end }}
+{{- else }}
+{{- $args = concat $args (.additionalArgs | default list) }}
+{{- end }}
+{{- toYaml $args }}
+{{- end }}
+
+{{/* A port by the number that the agent listens on. */}}
+{{- define "podcred.metricsPort" -}}
+{{- .Values.agent.metricsPort | default .Values.metrics.port | default 2705 | int64 }}
+{{- end }}
+
+{{- define "podcred.probePort" -}}
+{{- .Values.agent.probePort | default 2703 | int64 }}
+{{- end }}
+
+{{/* Where the node's /proc is mounted; the container's own is not to be covered. */}}
+{{- define "podcred.hostProc" -}}
+{{- if ne (.Values.agent.hostProc | default "/proc") "/proc" }}{{ .Values.agent.hostProc }}{{ end }}
+{{- end }}
+
+{{/* Whether the agent asks for the node's pods. */}}
+{{- define "podcred.watchesPods" -}}
+{{- if or .Values.agent.delegate .Values.agent.imdsExcept }}true{{ end }}
+{{- end }}
+
+{{/* Whether the agent talks to the API server at all, and so needs its own token for it. */}}
+{{- define "podcred.asksApiServer" -}}
+{{- if or (include "podcred.watchesPods" .) (hasPrefix "https://kubernetes.default.svc" (.Values.agent.jwksUrl | default "")) }}true{{ else }}false{{ end }}
+{{- end }}
+
+{{/* What the pods of the agent and those that clean up have in common. */}}
+{{- define "podcred.placement" -}}
+hostNetwork: true
+dnsPolicy: {{ .Values.dnsPolicy }}
+# A Service called podcred-metrics would otherwise set PODCRED_METRICS_PORT.
+enableServiceLinks: false
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* `podcred initialize` is about the link, and needs one capability. */}}
+{{- define "podcred.initSecurityContext" -}}
+{{- if .Values.privileged }}
+{{- include "podcred.privileged" . }}
+{{- else -}}
+{{- $context := deepCopy .Values.securityContext }}
+{{- $_ := set $context "capabilities" (dict "drop" (list "ALL") "add" (list "NET_ADMIN")) }}
+{{- toYaml $context }}
+{{- end }}
+{{- end }}
+
+{{- define "podcred.securityContext" -}}
+{{- if .Values.privileged }}
+{{- include "podcred.privileged" . }}
+{{- else -}}
+{{- toYaml .Values.securityContext }}
+{{- end }}
+{{- end }}
+
+{{- define "podcred.privileged" -}}
+privileged: true
+readOnlyRootFilesystem: true
+runAsUser: 0
+{{- end }}

@@ -1,0 +1,132 @@
+//! `cargo xtask deploy-check`: what `deploy/` holds, looked at by the tools of those who will use it.
+
+mod chart;
+mod promises;
+mod watched;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::build::root;
+use crate::process::{on_path, quietly};
+use crate::report::Counts;
+use crate::setup;
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct Arguments {
+    /// Write deploy/manifests anew instead of comparing it with what the chart renders
+    #[arg(long)]
+    pub(crate) write: bool,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
+    let (counts, left_out) = check(arguments).await?;
+    for reason in left_out {
+        println!("Left out: {reason}");
+    }
+    println!("\n{counts}");
+    Ok(counts)
+}
+
+/// All that can be checked with what is here, and why the rest cannot.
+pub(crate) async fn check(arguments: &Arguments) -> Result<(Counts, Vec<&'static str>)> {
+    let mut findings = Findings::default();
+    promises::check(&mut findings)?;
+    match on_path("go") {
+        true => chart::check(&mut findings, arguments.write).await?,
+        false => findings.leave_out("the chart: helm is built by go, which is not on the PATH"),
+    }
+    match setup::promtool().await? {
+        Some(promtool) => {
+            alerts(&mut findings, &promtool).await;
+            watched::check(&mut findings, &promtool.with_file_name("prometheus")).await?;
+        }
+        None => findings.leave_out("the alerts: no promtool and no apt-get"),
+    }
+    match on_path("node") && on_path("npm") {
+        true => dashboard(&mut findings).await?,
+        false => findings.leave_out("the dashboard: node or npm is not on the PATH"),
+    }
+    Ok((findings.counts, findings.left_out))
+}
+
+#[derive(Debug, Default)]
+struct Findings {
+    counts: Counts,
+    left_out: Vec<&'static str>,
+}
+
+impl Findings {
+    fn note(&mut self, what: &str, outcome: Result<()>) {
+        match outcome {
+            Ok(()) => {
+                self.counts.passed += 1;
+                println!("ok      {what}");
+            }
+            Err(problem) => {
+                self.counts.failed += 1;
+                println!("FAILED  {what}\n        {}", format!("{problem:#}").replace('\n', "\n        "));
+            }
+        }
+    }
+
+    fn leave_out(&mut self, reason: &'static str) {
+        self.counts.skipped += 1;
+        self.left_out.push(reason);
+    }
+}
+
+fn deploy() -> PathBuf {
+    root().join("deploy")
+}
+
+async fn alerts(findings: &mut Findings, promtool: &Path) {
+    for (what, arguments) in [
+        ("alerts are rules that Prometheus reads", ["check", "rules", "rules.yaml"]),
+        ("each alert fires when it should, and no other", ["test", "rules", "rules_test.yaml"]),
+    ] {
+        let mut command = Command::new(promtool);
+        command.args(arguments).current_dir(deploy().join("prometheus"));
+        findings.note(what, quietly("promtool", &mut command).await.map(drop));
+    }
+    findings.note("the dashboard's queries are PromQL", queries(promtool).await);
+}
+
+/// promtool reads queries in rules alone, so each becomes one. JSON is YAML.
+async fn queries(promtool: &Path) -> Result<()> {
+    let queries = dashboard_queries("5m", "1h")?;
+    let rule = |(index, query): (usize, String)| json!({ "record": format!("query:{index}"), "expr": query });
+    let rules: Vec<Value> = queries.into_iter().enumerate().map(rule).collect();
+    let file = tempfile::NamedTempFile::with_suffix(".yaml")?;
+    std::fs::write(file.path(), json!({ "groups": [{ "name": "dashboard", "rules": rules }] }).to_string())?;
+    quietly("promtool", Command::new(promtool).args(["check", "rules"]).arg(file.path())).await.map(drop)
+}
+
+/// As Grafana would send them, of all agents.
+fn dashboard_queries(rate_interval: &str, range: &str) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(deploy().join("grafana/podcred.json"))?;
+    let dashboard: Value = serde_json::from_str(&text)?;
+    let panels = dashboard["panels"].as_array().into_iter().flatten();
+    let targets = panels.filter_map(|panel| panel["targets"].as_array()).flatten();
+    let variables = [("$__rate_interval", rate_interval), ("$__range", range), ("$instance", ".*")];
+    let queries: Vec<String> = targets
+        .filter_map(|target| target["expr"].as_str())
+        .map(|expr| variables.iter().fold(expr.to_owned(), |expr, (name, value)| expr.replace(name, value)))
+        .collect();
+    ensure!(!queries.is_empty(), "the dashboard has no queries");
+    let strange = queries.iter().find(|query| query.contains('$'));
+    ensure!(strange.is_none(), "a variable that Grafana does not know: {strange:?}");
+    Ok(queries)
+}
+
+async fn dashboard(findings: &mut Findings) -> Result<()> {
+    let folder = setup::deploy::dashboard_check().await?;
+    let mut node = Command::new("node");
+    node.arg("check.mjs").arg(deploy().join("grafana/podcred.json")).current_dir(folder);
+    findings.note("the dashboard is as Grafana's types say", quietly("node", &mut node).await.map(drop));
+    Ok(())
+}
