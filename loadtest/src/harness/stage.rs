@@ -145,14 +145,10 @@ impl Stage {
         f: impl FnOnce() -> std::io::Result<T>,
     ) -> std::io::Result<T> {
         let (Some(pod), Some(home)) = (&tenant.place, self.home()) else { return f() };
-        let done = if pod.is_host_network() {
-            pod.enter_cgroup()?;
-            f()
-        } else {
-            pod.enter()?;
-            f()
-        };
-        // A cgroup with a thread in it cannot be removed, and a thread that stays is taken for this pod.
+        let entered = if pod.is_host_network() { pod.enter_cgroup() } else { pod.enter() };
+        let done = entered.and_then(|()| f());
+        // Also of a pod that was entered by half: a cgroup with a thread in it cannot be removed, and a thread that stays is
+        // taken for this pod.
         let back = if pod.is_host_network() { home.enter_cgroup() } else { home.enter() };
         back.and(done)
     }
@@ -201,7 +197,7 @@ pub(super) fn has_cgroups(options: &Options) -> bool {
     own && !options.loopback && rustix::process::geteuid().is_root()
 }
 
-/// What no agent answers longer than; a run ends this long after its pods want nothing any more.
+/// Longer than any agent takes to answer; a run ends this long after its pods want nothing any more.
 pub(super) const GRACE: Duration = Duration::from_secs(12);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
