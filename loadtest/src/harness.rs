@@ -40,7 +40,7 @@ use self::world::World;
 use crate::report::{Expectation, Run};
 
 /// Runs the scenario, and writes its report to [`Options::output`]. SIGINT, SIGTERM and SIGHUP end it early, with a report of
-/// what was seen.
+/// what was seen, as does what goes wrong in it.
 pub fn run(options: &Options) -> Result<Run> {
     let plan = plan(options)?;
     let expectations = expectations(options, &plan)?;
@@ -59,10 +59,10 @@ pub fn run(options: &Options) -> Result<Run> {
         let thread = scope.spawn(|| on_the_node(&world, &name, &output.join(crate::report::GOOSE)));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    result?;
-    let run = summary::summarize(&world, options, &before, &expectations)?;
-    crate::report::write(&run, &output)?;
-    Ok(run)
+    // What was seen until it went wrong is what tells why.
+    let run = summary::summarize(&world, options, &before, &expectations, result.as_ref().err());
+    let written = crate::report::write(&run, &output);
+    result.and(written).map(|()| run)
 }
 
 /// From now on: pods and their cgroups, made before anything runs, have to be removed as well.
@@ -141,8 +141,11 @@ fn on_the_node(world: &Arc<World>, name: &str, goose_report: &std::path::Path) -
             world.until_planned_end().await;
         }
         world.over.cancel();
+        let directed = directed.await;
+        // Only now: wants that the end cut short were settled after it.
+        director::rest(world).await;
         attacked?;
-        directed.await?
+        directed?
     })
 }
 
@@ -153,10 +156,7 @@ async fn direct(world: Arc<World>, name: String) -> Result<()> {
     if performed.is_err() {
         world.over.cancel();
     }
-    world.over.cancelled().await;
-    watching.abort();
-    // The rest of the last second.
-    director::second(&world, beginning, None).await;
+    watching.await?;
     if let Some(mut agent) = world.stage.agent()
         && agent.has_died()
     {

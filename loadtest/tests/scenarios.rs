@@ -274,6 +274,38 @@ fn a_run_that_is_stopped_tells_what_it_saw_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_run_whose_agent_dies_is_an_error_that_leaves_its_report() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let mut command = scenario.command(&["--loopback", "--pods", "20", "--duration", "60s"]);
+    let mut harness = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = BufReader::new(harness.stderr.take().unwrap());
+    let mut lines = stderr.lines().map(|line| line.unwrap());
+    assert!(lines.any(|line| line.contains("requests/s")), "it shows its progress");
+    kill(child_of(harness.id()), Signal::SIGKILL).unwrap();
+    let said: Vec<String> = lines.collect();
+    assert_eq!(harness.wait().unwrap().code(), Some(2), "{said:?}");
+    let run = read(scenario.folder.path());
+    assert!(run.totals.served > 0 && run.duration_seconds < 60.0);
+    assert_eq!(run.totals.requests, run.timeline.iter().map(|second| second.requests).sum::<u64>());
+    let last = run.expected.last().unwrap();
+    assert!(!last.held && last.was.contains("the agent has ended by itself"), "{last:?}");
+}
+
+/// The process whose parent this is.
+#[track_caller]
+fn child_of(parent: u32) -> Pid {
+    let is_its_child = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything: the state, and the parent.
+        let parent_of = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+        parent_of == Some(&parent.to_string())
+    };
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let mut pids = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    Pid::from_raw(pids.find(is_its_child).expect("it has a child"))
+}
+
+#[test]
 fn an_agent_that_somebody_runs_serves_the_tokens_of_a_folder() {
     let Some(scenario) = Scenario::new("steady") else { return };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

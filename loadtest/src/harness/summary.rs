@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::SystemTime;
 
-use anyhow::Result;
-
 use super::findings;
 use super::options::Options;
 use super::world::World;
@@ -31,7 +29,8 @@ pub(super) fn summarize(
     options: &Options,
     before: &Before,
     expectations: &[Expectation],
-) -> Result<Run> {
+    error: Option<&anyhow::Error>,
+) -> Run {
     let groups = world.recorder.groups();
     let timeline = world.recorder.timeline();
     let seen = timeline.last().map_or(0.0, |second| second.at_seconds);
@@ -41,7 +40,7 @@ pub(super) fn summarize(
         question: options.scenario.question().to_owned(),
         command: std::env::args().collect(),
         started: clock::rfc3339(before.started),
-        duration_seconds: if world.is_stopped() { seen } else { planned },
+        duration_seconds: if world.is_stopped() || error.is_some() { seen } else { planned },
         settings: settings(options),
         agent_command: world.stage.agent().map(|agent| agent.command_line()),
         versions: versions(world, options),
@@ -61,7 +60,11 @@ pub(super) fn summarize(
         let was = format!("stopped by a signal after {seen:.1} s");
         run.expected.push(Expected { condition, was, held: false });
     }
-    Ok(run)
+    if let Some(error) = error {
+        let condition = "the run goes through".to_owned();
+        run.expected.push(Expected { condition, was: format!("{error:#}"), held: false });
+    }
+    run
 }
 
 fn settings(options: &Options) -> BTreeMap<String, String> {
