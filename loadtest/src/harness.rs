@@ -82,8 +82,23 @@ fn stopped_by_signals() -> Result<CancellationToken> {
 }
 
 fn plan(options: &Options) -> Result<plan::Plan> {
+    let (size, least) = (options.size(), options.scenario.least(options.short));
+    ensure!(
+        size.duration >= least,
+        "{} has no time for what happens in it: give --duration {}s at least",
+        options.scenario.name(),
+        least.as_secs()
+    );
+    if let Some(why) = options.scenario.needs_cgroups()
+        && !stage::has_cgroups(options)
+    {
+        bail!(
+            "{} needs pods with cgroups, as {why}: run it as root, without --loopback and --agent",
+            options.scenario.name()
+        );
+    }
     let mut ask = Ask {
-        size: options.size(),
+        size,
         clients: options.client,
         chance: fastrand::Rng::with_seed(options.seed),
         short: options.short,
@@ -91,19 +106,19 @@ fn plan(options: &Options) -> Result<plan::Plan> {
     let mut plan = options.scenario.plan(&mut ask);
     plan.steps.sort_by_key(|(at, _)| *at);
     if let Target::At(_) = options.agent {
+        ensure!(
+            !plan.needs_own_agent(),
+            "{} changes EKS Auth, the issuer or the agent, which only an agent of our own allows: leave --agent out",
+            options.scenario.name()
+        );
         // Of somebody else's agent only what pods see is known.
         plan.expectations.retain(|condition| !condition.starts_with("eks_auth_calls"));
-        plan.eks = crate::eks::Settings::default();
-        plan.notes = vec![
+        plan.notes.push(
             "The agent is not ours: whose credentials it gave cannot be checked, only that they are well-formed and have life \
-             left. In enforce mode it takes these tokens from the harness only as from a --delegate."
+             left. In enforce mode it takes these tokens from the harness only as from a --delegate. To an agent that attributes \
+             connections all these pods are one, the harness's: --pod-connections, --pod-waiting and --pod-requests apply to all \
+             of them together."
                 .to_owned(),
-        ];
-    }
-    if plan.has_thieves() && !stage::has_cgroups(options) {
-        bail!(
-            "{} needs the kernel to tell pods apart: run it as root, without --loopback",
-            options.scenario.name()
         );
     }
     Ok(plan)

@@ -80,11 +80,6 @@ impl Stage {
     }
 
     fn of_somebody(options: &Options, plan: &Plan, endpoint: &Endpoint) -> Result<Stage> {
-        ensure!(
-            !plan.needs_own_agent(),
-            "{} changes EKS Auth, the issuer or the agent, which only an agent of our own allows: leave --agent out",
-            options.scenario.name()
-        );
         let folder = options
             .token_dir
             .as_deref()

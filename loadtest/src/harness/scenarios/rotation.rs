@@ -2,10 +2,11 @@
 
 use super::{Ask, Parts, s};
 use crate::harness::plan::{Finding, Pace, Plan, Size, TokenLife};
-use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "Tokens and credentials reach their end: is there ever a gap, and do calls of EKS Auth come all at once?",
+    needs_cgroups: None,
+    least: |_| s(15),
     size,
     plan,
 };
@@ -25,7 +26,7 @@ fn plan(ask: &mut Ask) -> Plan {
     // What takes hours in the world is renewed in seconds here, and as fast as that the agent must be allowed to call.
     let renewals = (f64::from(size.roles) / life.as_secs_f64() * 6.0).ceil().max(3.0);
     plan.agent_args = vec!["--max-service-qps".to_owned(), format!("{renewals:.0}")];
-    for (pod, start) in (0..).zip(spread(size.pods, size.within, &mut ask.chance)) {
+    for (pod, start) in (0..).zip(ask.starts(size.within)) {
         let visit = ask.visit(pod, start, size.duration, Pace::Refresh);
         plan.visits.push(visit.in_group(ask.client_group(pod)));
     }
