@@ -300,8 +300,8 @@ fn child_of(parent: u32) -> Pid {
         let parent_of = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
         parent_of == Some(&parent.to_string())
     };
-    let processes = std::fs::read_dir("/proc").unwrap();
-    let mut pids = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let processes = std::fs::read_dir("/proc").expect("processes");
+    let mut pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     Pid::from_raw(pids.find(is_its_child).expect("it has a child"))
 }
 

@@ -136,7 +136,7 @@ impl Recorder {
         let mut recorded = self.lock();
         let rest = recorded.end_second(at, read);
         match recorded.timeline.last_mut() {
-            Some(last) if rest.at_seconds - last.at_seconds < LEAST_SECOND => last.and(rest),
+            Some(last) if rest.at_seconds - last.at_seconds < LEAST_SECOND => last.and(&rest),
             Some(_) | None => recorded.timeline.push(rest),
         }
     }
@@ -206,14 +206,14 @@ impl Recorded {
 
 impl Second {
     /// Percentiles stay those of the greater part.
-    fn and(&mut self, rest: Second) {
+    fn and(&mut self, rest: &Second) {
         *self = Second {
             requests: self.requests + rest.requests,
             failed: self.failed + rest.failed,
             p50_ms: self.p50_ms.or(rest.p50_ms),
             p99_ms: self.p99_ms.or(rest.p99_ms),
             agent_cpu: self.agent_cpu.zip(rest.agent_cpu).map(|(one, other)| one + other),
-            ..rest
+            ..rest.clone()
         };
     }
 }
