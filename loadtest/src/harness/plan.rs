@@ -118,8 +118,8 @@ impl fmt::Display for Step {
 pub(super) enum Finding {
     /// EKS Auth is called no more after this.
     NoCallsAfter(Duration),
-    /// The calls of any one second are at most these.
-    CallsInASecond(u64),
+    /// After this no second has more EKS Auth calls than so many times their mean.
+    CallsSpread { after: Duration, times: u32 },
     /// The agent's log names each pod that presented a token of another, and whose it was.
     ThievesNamed,
 }
