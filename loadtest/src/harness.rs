@@ -42,6 +42,7 @@ use crate::report::{Expectation, Run};
 /// Runs the scenario, and writes its report to [`Options::output`]. SIGINT, SIGTERM and SIGHUP end it early, with a report of
 /// what was seen, as does what goes wrong in it.
 pub fn run(options: &Options) -> Result<Run> {
+    options.check()?;
     let plan = plan(options)?;
     let expectations = expectations(options, &plan)?;
     let stop = stopped_by_signals()?;
@@ -72,9 +73,12 @@ fn stopped_by_signals() -> Result<CancellationToken> {
     let told = stop.clone();
     let handler = move || {
         if told.is_cancelled() {
+            agent::kill_now();
             std::process::exit(INTERRUPTED);
         }
-        eprintln!("\nstopping; once more ends it at once, and leaves cgroups to the next run");
+        eprintln!(
+            "\nstopping; once more kills the agent and ends at once, and leaves cgroups to the next run"
+        );
         told.cancel();
     };
     ctrlc::set_handler(handler).context("signals")?;
