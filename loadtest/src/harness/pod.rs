@@ -53,7 +53,7 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
-        let failure = outcome.err();
+        let failure = outcome.err().map(Failed::cut);
         world.settled(Settled { group: visit.group_at(wanted), at, latency, attempts, failure });
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };

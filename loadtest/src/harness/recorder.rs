@@ -13,6 +13,7 @@ const LONGEST: u64 = 10 * 60 * 1_000_000;
 /// Two digits are right to a hundredth, and a histogram has 30 kB.
 const DIGITS: u8 = 2;
 const MOST_CLASSES: usize = 100;
+const MOST_CHARACTERS: usize = 200;
 /// In seconds.
 const LEAST_SECOND: f64 = 0.5;
 
@@ -36,6 +37,18 @@ pub(super) struct Failed {
     pub(super) class: String,
     pub(super) example: String,
     pub(super) wrong: bool,
+}
+
+impl Failed {
+    /// A server that is not ours may say anything, and at any length.
+    pub(super) fn cut(mut self) -> Failed {
+        for text in [&mut self.class, &mut self.example] {
+            if let Some((end, _)) = text.char_indices().nth(MOST_CHARACTERS) {
+                text.truncate(end);
+            }
+        }
+        self
+    }
 }
 
 #[derive(Debug)]
@@ -339,6 +352,12 @@ mod tests {
         let all = &recorder.groups()[0].latency;
         assert_eq!((all.count, all.distribution.last().map(|last| last.1)), (2, Some(2)));
         assert!((9.9..=10.2).contains(&all.p50_ms) && (19.8..=20.3).contains(&all.max_ms), "{all:?}");
+    }
+
+    #[test]
+    fn what_a_server_said_is_cut_between_characters() {
+        let failed = Failed { class: "refused".to_owned(), example: "ü".repeat(201), wrong: false }.cut();
+        assert_eq!((failed.class.as_str(), failed.example), ("refused", "ü".repeat(200)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 
 use super::agent::Agent;
@@ -50,10 +50,6 @@ impl Stage {
     }
 
     fn of_our_own(options: &Options, plan: &Plan) -> Result<Stage> {
-        ensure!(
-            options.token_dir.is_none(),
-            "--token-dir goes with --agent URL: our own agent's pods get their tokens here"
-        );
         let ground = if has_cgroups(options) { Some(Ground::start()?) } else { None };
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("eks").enable_all().build()?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use super::findings;
-use super::options::Options;
+use super::options::{Options, Target};
 use super::world::World;
 use super::{attack, proc};
 use crate::clock;
@@ -70,17 +70,22 @@ pub(super) fn summarize(
 fn settings(options: &Options) -> BTreeMap<String, String> {
     let size = options.size();
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs_f64());
-    let settings = [
+    let mut settings = vec![
         ("pods", size.pods.to_string()),
-        ("roles", size.roles.to_string()),
         ("duration", seconds(size.duration)),
         ("within", seconds(size.within)),
         ("every", seconds(size.every)),
         ("client", format!("{:?}", options.client).to_lowercase()),
-        ("netns", options.netns.to_string()),
         ("seed", options.seed.to_string()),
         ("short", options.short.to_string()),
     ];
+    match options.agent {
+        Target::Own => {
+            settings.extend([("roles", size.roles.to_string()), ("netns", options.netns.to_string())]);
+        }
+        // Whose tokens they are is not known.
+        Target::At(_) => {}
+    }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
@@ -109,15 +114,20 @@ fn versions(world: &World, options: &Options) -> Versions {
     let system = rustix::system::uname();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let harness = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let podcred = world.stage.agent().map(|agent| agent.version());
+    let profile = match podcred {
+        Some(_) => format!("harness {harness}, agent {}", options.binary.display()),
+        None => format!("harness {harness}"),
+    };
     Versions {
-        podcred: world.stage.agent().map(|agent| agent.version()).unwrap_or_default(),
+        podcred: podcred.unwrap_or_default(),
         commit: output(Command::new("git").args(["rev-parse", "--short=12", "HEAD"])),
         goose: attack::version(),
         kernel: system.release().to_string_lossy().into_owned(),
         cpu: model.map_or(system.machine().to_string_lossy().into_owned(), |(_, model)| model.to_owned()),
         cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        profile: format!("harness {profile}, agent {}", options.binary.display()),
+        profile,
     }
 }
 
