@@ -239,6 +239,23 @@ fn thieves_get_nothing_and_are_named() {
 }
 
 #[test]
+fn what_cannot_be_played_on_the_target_or_in_the_time_is_refused() {
+    let foreign = ["--agent", "http://127.0.0.1:1", "--token-dir", "."];
+    for (name, flags, why) in [
+        ("rollout", &foreign[..], "only an agent of our own"),
+        ("jobs", &foreign, "needs pods with cgroups"),
+        ("noisy", &["--loopback"], "needs pods with cgroups"),
+        ("steady", &["--agent", "http://127.0.0.1:1", "--netns", "3"], "leave out --netns"),
+        ("outage", &["--loopback", "--duration", "1s"], "give --duration 8s"),
+    ] {
+        let Some(scenario) = Scenario::new(name) else { return };
+        let refused = scenario.output(flags);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains(why), "{name}: {said}");
+    }
+}
+
+#[test]
 fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
     let Some(scenario) = Scenario::new("rollout") else { return };
     let output =
@@ -352,6 +369,7 @@ fn what_is_not_there_is_told_apart_from_what_refuses() {
         "{:?}",
         run.failures
     );
+    assert!(run.versions.podcred.is_empty() && !run.settings.contains_key("roles"), "neither is known here");
     let too_many = scenario.output(&["--agent", &url, "--token-dir", folder, "--pods", "4"]);
     assert_eq!(too_many.status.code(), Some(2));
 }
