@@ -40,8 +40,9 @@ use self::world::World;
 use crate::report::{Expectation, Run};
 
 /// Runs the scenario, and writes its report to [`Options::output`]. SIGINT, SIGTERM and SIGHUP end it early, with a report of
-/// what was seen.
+/// what was seen, as does what goes wrong in it.
 pub fn run(options: &Options) -> Result<Run> {
+    options.check()?;
     let plan = plan(options)?;
     let expectations = expectations(options, &plan)?;
     let stop = stopped_by_signals()?;
@@ -59,10 +60,10 @@ pub fn run(options: &Options) -> Result<Run> {
         let thread = scope.spawn(|| on_the_node(&world, &name, &output.join(crate::report::GOOSE)));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    result?;
-    let run = summary::summarize(&world, options, &before, &expectations)?;
-    crate::report::write(&run, &output)?;
-    Ok(run)
+    // What was seen until it went wrong is what tells why.
+    let run = summary::summarize(&world, options, &before, &expectations, result.as_ref().err());
+    let written = crate::report::write(&run, &output);
+    result.and(written).map(|()| run)
 }
 
 /// From now on: pods and their cgroups, made before anything runs, have to be removed as well.
@@ -72,9 +73,12 @@ fn stopped_by_signals() -> Result<CancellationToken> {
     let told = stop.clone();
     let handler = move || {
         if told.is_cancelled() {
+            agent::kill_now();
             std::process::exit(INTERRUPTED);
         }
-        eprintln!("\nstopping; once more ends it at once, and leaves cgroups to the next run");
+        eprintln!(
+            "\nstopping; once more kills the agent and ends at once, and leaves cgroups to the next run"
+        );
         told.cancel();
     };
     ctrlc::set_handler(handler).context("signals")?;
@@ -82,8 +86,23 @@ fn stopped_by_signals() -> Result<CancellationToken> {
 }
 
 fn plan(options: &Options) -> Result<plan::Plan> {
+    let (size, least) = (options.size(), options.scenario.least(options.short));
+    ensure!(
+        size.duration >= least,
+        "{} has no time for what happens in it: give --duration {}s at least",
+        options.scenario.name(),
+        least.as_secs()
+    );
+    if let Some(why) = options.scenario.needs_cgroups()
+        && !stage::has_cgroups(options)
+    {
+        bail!(
+            "{} needs pods with cgroups, as {why}: run it as root, without --loopback and --agent",
+            options.scenario.name()
+        );
+    }
     let mut ask = Ask {
-        size: options.size(),
+        size,
         clients: options.client,
         chance: fastrand::Rng::with_seed(options.seed),
         short: options.short,
@@ -91,19 +110,19 @@ fn plan(options: &Options) -> Result<plan::Plan> {
     let mut plan = options.scenario.plan(&mut ask);
     plan.steps.sort_by_key(|(at, _)| *at);
     if let Target::At(_) = options.agent {
+        ensure!(
+            !plan.needs_own_agent(),
+            "{} changes EKS Auth, the issuer or the agent, which only an agent of our own allows: leave --agent out",
+            options.scenario.name()
+        );
         // Of somebody else's agent only what pods see is known.
         plan.expectations.retain(|condition| !condition.starts_with("eks_auth_calls"));
-        plan.eks = crate::eks::Settings::default();
-        plan.notes = vec![
+        plan.notes.push(
             "The agent is not ours: whose credentials it gave cannot be checked, only that they are well-formed and have life \
-             left. In enforce mode it takes these tokens from the harness only as from a --delegate."
+             left. In enforce mode it takes these tokens from the harness only as from a --delegate. To an agent that attributes \
+             connections all these pods are one, the harness's: --pod-connections, --pod-waiting and --pod-requests apply to all \
+             of them together."
                 .to_owned(),
-        ];
-    }
-    if plan.has_thieves() && !stage::has_cgroups(options) {
-        bail!(
-            "{} needs the kernel to tell pods apart: run it as root, without --loopback",
-            options.scenario.name()
         );
     }
     Ok(plan)
@@ -141,8 +160,11 @@ fn on_the_node(world: &Arc<World>, name: &str, goose_report: &std::path::Path) -
             world.until_planned_end().await;
         }
         world.over.cancel();
+        let directed = directed.await;
+        // Only now: wants that the end cut short were settled after it.
+        director::rest(world).await;
         attacked?;
-        directed.await?
+        directed?
     })
 }
 
@@ -153,10 +175,7 @@ async fn direct(world: Arc<World>, name: String) -> Result<()> {
     if performed.is_err() {
         world.over.cancel();
     }
-    world.over.cancelled().await;
-    watching.abort();
-    // The rest of the last second.
-    director::second(&world, beginning, None).await;
+    watching.await?;
     if let Some(mut agent) = world.stage.agent()
         && agent.has_died()
     {

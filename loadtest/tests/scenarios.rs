@@ -239,6 +239,23 @@ fn thieves_get_nothing_and_are_named() {
 }
 
 #[test]
+fn what_cannot_be_played_on_the_target_or_in_the_time_is_refused() {
+    let foreign = ["--agent", "http://127.0.0.1:1", "--token-dir", "."];
+    for (name, flags, why) in [
+        ("rollout", &foreign[..], "only an agent of our own"),
+        ("jobs", &foreign, "needs pods with cgroups"),
+        ("noisy", &["--loopback"], "needs pods with cgroups"),
+        ("steady", &["--agent", "http://127.0.0.1:1", "--netns", "3"], "leave out --netns"),
+        ("outage", &["--loopback", "--duration", "1s"], "give --duration 8s"),
+    ] {
+        let Some(scenario) = Scenario::new(name) else { return };
+        let refused = scenario.output(flags);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains(why), "{name}: {said}");
+    }
+}
+
+#[test]
 fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
     let Some(scenario) = Scenario::new("rollout") else { return };
     let output =
@@ -271,6 +288,38 @@ fn a_run_that_is_stopped_tells_what_it_saw_and_leaves_nothing_behind() {
     for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
         assert!(!Path::new(&format!("{mount}/podcred-test-{id}")).exists());
     }
+}
+
+#[test]
+fn a_run_whose_agent_dies_is_an_error_that_leaves_its_report() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let mut command = scenario.command(&["--loopback", "--pods", "20", "--duration", "60s"]);
+    let mut harness = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = BufReader::new(harness.stderr.take().unwrap());
+    let mut lines = stderr.lines().map(|line| line.unwrap());
+    assert!(lines.any(|line| line.contains("requests/s")), "it shows its progress");
+    kill(child_of(harness.id()), Signal::SIGKILL).unwrap();
+    let said: Vec<String> = lines.collect();
+    assert_eq!(harness.wait().unwrap().code(), Some(2), "{said:?}");
+    let run = read(scenario.folder.path());
+    assert!(run.totals.served > 0 && run.duration_seconds < 60.0);
+    assert_eq!(run.totals.requests, run.timeline.iter().map(|second| second.requests).sum::<u64>());
+    let last = run.expected.last().unwrap();
+    assert!(!last.held && last.was.contains("the agent has ended by itself"), "{last:?}");
+}
+
+/// The process whose parent this is.
+#[track_caller]
+fn child_of(parent: u32) -> Pid {
+    let is_its_child = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // After the name, which may hold anything: the state, and the parent.
+        let parent_of = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+        parent_of == Some(&parent.to_string())
+    };
+    let processes = std::fs::read_dir("/proc").expect("processes");
+    let mut pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Pid::from_raw(pids.find(is_its_child).expect("it has a child"))
 }
 
 #[test]
@@ -320,6 +369,7 @@ fn what_is_not_there_is_told_apart_from_what_refuses() {
         "{:?}",
         run.failures
     );
+    assert!(run.versions.podcred.is_empty() && !run.settings.contains_key("roles"), "neither is known here");
     let too_many = scenario.output(&["--agent", &url, "--token-dir", folder, "--pods", "4"]);
     assert_eq!(too_many.status.code(), Some(2));
 }

@@ -26,9 +26,9 @@ fn show(run: &Run) {
     let totals = &run.totals;
     println!("{}: {}", run.scenario, run.question);
     println!(
-        "{} pods of {} roles, {} requests in {:.0} s: {} served, {} failed, {} wrong; EKS Auth calls: {}",
+        "{} pods{}, {} requests in {:.0} s: {} served, {} failed, {} wrong; EKS Auth calls: {}",
         totals.pods,
-        totals.roles,
+        if run.agent_command.is_some() { format!(" of {} roles", totals.roles) } else { String::new() },
         totals.requests,
         run.duration_seconds,
         totals.served,

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,6 +28,18 @@ const READY: Duration = Duration::from_secs(30);
 const GONE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const LINES_KEPT: usize = 30;
+
+/// The process of the agent that runs; 0 where none does.
+static RUNNING: AtomicI32 = AtomicI32::new(0);
+
+/// For an end that drops nothing: the agent, which is in a process group of its own, would run on.
+pub(super) fn kill_now() {
+    let pid = RUNNING.swap(0, Ordering::AcqRel);
+    if pid > 0 {
+        // It may have ended by itself.
+        let _killed = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
 
 /// podcred, which ends with this.
 #[derive(Debug)]
@@ -122,6 +135,7 @@ impl Agent {
             None => Process::spawn(&mut command),
         };
         let mut process = spawned.with_context(|| format!("cannot start {}", self.binary.display()))?;
+        RUNNING.store(i32::try_from(process.id())?, Ordering::Release);
         let stderr = process.child().stderr.take().context("the agent's stderr is piped")?;
         self.log.begin();
         let follower = follow(stderr, Arc::clone(&self.log));
@@ -147,6 +161,7 @@ impl Agent {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
+        RUNNING.store(0, Ordering::Release);
         // Its last line must not be taken for the next one's.
         follower.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok(())
@@ -175,7 +190,12 @@ impl Agent {
 
     /// Whether it has ended by itself.
     pub(super) fn has_died(&mut self) -> bool {
-        self.running.as_mut().is_some_and(|(process, _)| !matches!(process.child().try_wait(), Ok(None)))
+        let died =
+            self.running.as_mut().is_some_and(|(process, _)| !matches!(process.child().try_wait(), Ok(None)));
+        if died {
+            RUNNING.store(0, Ordering::Release);
+        }
+        died
     }
 
     /// Processor time of all that were started.
@@ -197,6 +217,13 @@ impl Agent {
 
     pub(super) fn last_words(&self) -> String {
         self.log.last_words()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Its process is killed next, and its number may then be another's.
+        RUNNING.store(0, Ordering::Release);
     }
 }
 

@@ -15,7 +15,7 @@ use crate::report::Second;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Where nobody watches, a line is written this often.
-const PLAIN_EVERY: u32 = 5;
+const PLAIN_EVERY: u64 = 5;
 
 /// Does the scenario's steps at their times.
 pub(super) async fn perform(world: Arc<World>, beginning: Instant) -> Result<()> {
@@ -30,47 +30,49 @@ pub(super) async fn perform(world: Arc<World>, beginning: Instant) -> Result<()>
     Ok(())
 }
 
-/// Ends each second of the timeline, and the run when its last moment has come. Never returns by itself.
+/// Ends each second of the timeline, and the run when its last moment has come or the agent has died. Returns when it is over.
 pub(super) async fn watch(world: Arc<World>, beginning: Instant, name: String) {
-    let mut cpu = world.stage.agent().map(|agent| agent.cpu_seconds());
+    let (before, _) = read(&world).await;
+    world.recorder.begin(before);
     let mut show = Progress::new(name, world.plan.duration);
-    for number in 1.. {
-        sleep_until(beginning + SECOND * number).await;
-        let (second, used) = second(&world, beginning, cpu).await;
-        cpu = used;
-        show.second(number, &second, world.recorder.so_far());
-        if second.at_seconds >= world.last_moment().as_secs_f64() {
-            world.over.cancel();
-        }
-        if world.stage.agent().is_some_and(|mut agent| agent.has_died()) {
+    let mut number = 1;
+    while world.over.run_until_cancelled(sleep_until(beginning + SECOND * number)).await.is_some() {
+        let (read, died) = read(&world).await;
+        // Only now: reading waits as long as the agent is being stopped or started. What was missed meanwhile is one long second.
+        let at = clock::mono().saturating_duration_since(beginning);
+        number = u32::try_from(at.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        show.second(&world.recorder.second(at, read), world.recorder.so_far());
+        if died || at >= world.last_moment() {
             world.over.cancel();
         }
     }
 }
 
-/// Ends a second of the timeline. `cpu` is what the agent had used at the end of the one before, where that is known.
-pub(super) async fn second(
-    world: &Arc<World>,
-    beginning: Instant,
-    cpu: Option<f64>,
-) -> (Second, Option<f64>) {
-    let at = clock::mono().saturating_duration_since(beginning);
-    let reader = Arc::clone(world);
-    let (read, used) = joined(spawn_blocking(move || read(&reader, cpu)).await);
-    (world.recorder.second(at, read), used)
+/// Ends the timeline, when nothing is counted any more.
+pub(super) async fn rest(world: &Arc<World>) {
+    let Some(beginning) = world.began() else { return };
+    let (read, _) = read(world).await;
+    world.recorder.rest(clock::mono().saturating_duration_since(beginning), read);
 }
 
-/// What is read each second: from the simulation, and from /proc.
-fn read(world: &World, before: Option<f64>) -> (Read, Option<f64>) {
+/// What is read each second, from the simulation and from /proc, and whether the agent has ended by itself.
+async fn read(world: &Arc<World>) -> (Read, bool) {
+    let world = Arc::clone(world);
+    // A step may hold the agent for seconds.
+    joined(spawn_blocking(move || read_now(&world)).await)
+}
+
+fn read_now(world: &World) -> (Read, bool) {
     let eks_auth_calls = world.stage.eks().map(|eks| eks.counts().total);
-    let Some(agent) = world.stage.agent() else { return (Read { eks_auth_calls, ..Read::default() }, None) };
-    let cpu = agent.cpu_seconds();
+    let Some(mut agent) = world.stage.agent() else {
+        return (Read { eks_auth_calls, ..Read::default() }, false);
+    };
     let read = Read {
         eks_auth_calls,
-        agent_cpu: before.map(|before| cpu - before),
+        agent_cpu_seconds: Some(agent.cpu_seconds()),
         agent_rss_bytes: agent.memory().map(|memory| memory.resident),
     };
-    (read, Some(cpu))
+    (read, agent.has_died())
 }
 
 fn joined<T>(result: Result<T, JoinError>) -> T {
@@ -82,17 +84,20 @@ struct Progress {
     name: String,
     duration: Duration,
     terminal: bool,
+    next_plain: u64,
 }
 
 impl Progress {
     fn new(name: String, duration: Duration) -> Progress {
-        Progress { name, duration, terminal: std::io::stderr().is_terminal() }
+        Progress { name, duration, terminal: std::io::stderr().is_terminal(), next_plain: PLAIN_EVERY }
     }
 
-    fn second(&mut self, number: u32, second: &Second, (_, failed): (u64, u64)) {
-        if !self.terminal && !number.is_multiple_of(PLAIN_EVERY) {
+    fn second(&mut self, second: &Second, (_, failed): (u64, u64)) {
+        let number = second.at_seconds as u64;
+        if !self.terminal && number < self.next_plain {
             return;
         }
+        self.next_plain = number + PLAIN_EVERY;
         let p99 = second.p99_ms.map_or_else(|| "-".to_owned(), |p99| format!("{p99:.1} ms"));
         let calls = second.eks_auth_calls.map_or_else(|| "-".to_owned(), |calls| calls.to_string());
         let line = format!(

@@ -66,8 +66,10 @@ pub(super) enum NoAnswer {
     Connect(io::Error),
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
-    #[error("the connection ended before the answer did: {0}")]
+    #[error("the connection ended before anything came: {0}")]
     Ended(io::Error),
+    #[error("the connection ended before the answer did: {0}")]
+    Cut(io::Error),
     #[error("nothing came for {0:?}")]
     Silence(Duration),
     #[error("the answer is no HTTP: {0}")]
@@ -83,6 +85,7 @@ impl NoAnswer {
             NoAnswer::Connect(error) => format!("connect: {}", reason(error)),
             NoAnswer::ConnectTimeout(after) => format!("no connection within {} s", after.as_secs()),
             NoAnswer::Ended(error) => format!("connection ended: {}", reason(error)),
+            NoAnswer::Cut(error) => format!("answer cut short: {}", reason(error)),
             NoAnswer::Silence(after) => format!("no answer within {} s", after.as_secs()),
             NoAnswer::Malformed(_) | NoAnswer::TooLong => "no HTTP".to_owned(),
         }
@@ -167,19 +170,20 @@ impl Connection {
         let mut received = Vec::with_capacity(ROOM);
         let mut head: Option<Head> = None;
         loop {
+            let ended = if received.is_empty() { NoAnswer::Ended } else { NoAnswer::Cut };
             match timeout(within, self.stream.readable()).await {
                 Err(_) => return Err(NoAnswer::Silence(within)),
-                Ok(ready) => ready.map_err(NoAnswer::Ended)?,
+                Ok(ready) => ready.map_err(ended)?,
             }
             match self.stream.try_read_buf(&mut received) {
                 // Without a length the end of the connection is the end of the answer.
                 Ok(0) => match head {
                     Some(head) if head.length.is_none() => return Ok(Answer { head, received }),
-                    Some(_) | None => return Err(NoAnswer::Ended(io::ErrorKind::UnexpectedEof.into())),
+                    Some(_) | None => return Err(ended(io::ErrorKind::UnexpectedEof.into())),
                 },
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(NoAnswer::Ended(error)),
+                Err(error) => return Err(ended(error)),
             }
             if head.is_none() {
                 head = Head::parse(&received).map_err(NoAnswer::Malformed)?;

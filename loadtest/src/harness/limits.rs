@@ -16,8 +16,11 @@ pub(super) fn allow(pods: u64, with_cgroups: bool) -> Result<()> {
         let _either_way =
             setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
-    let needed = needed(pods, with_cgroups);
-    match getrlimit(Resource::Nofile).current {
+    check(pods, needed(pods, with_cgroups), getrlimit(Resource::Nofile).current)
+}
+
+fn check(pods: u64, needed: u64, limit: Option<u64>) -> Result<()> {
+    match limit {
         Some(limit) if limit < needed => bail!(
             "{pods} pods need {needed} file descriptors and this process may have {limit}: raise the hard limit (ulimit -Hn), or \
              ask for fewer pods"
@@ -37,9 +40,18 @@ mod tests {
 
     #[test]
     fn more_descriptors_than_there_can_be_are_refused_with_the_number() {
-        let error = allow(u64::MAX / 2, true).map_err(|error| error.to_string());
-        // Without any limit there is nothing to refuse.
-        assert!(error.is_ok() || error.is_err_and(|text| text.contains("ulimit -Hn")));
+        let refused = check(10_000, 14_608, Some(14_607)).unwrap_err().to_string();
+        assert!(
+            refused.contains("14608") && refused.contains("14607") && refused.contains("ulimit -Hn"),
+            "{refused}"
+        );
+        for enough in [Some(14_608), None] {
+            assert!(check(10_000, 14_608, enough).is_ok());
+        }
+    }
+
+    #[test]
+    fn descriptors_are_for_connections_as_far_as_they_are_kept_and_for_cgroups() {
         assert_eq!(needed(10_000, true), 14_608);
         assert_eq!(needed(100, false), 612);
     }

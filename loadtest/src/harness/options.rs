@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum, value_parser};
 use hyper::Uri;
 
@@ -12,7 +13,10 @@ use super::http::{CREDENTIALS, Endpoint};
 use super::manners::Client;
 use super::plan::Size;
 use super::scenarios::Scenario;
+use super::tenant::token_files;
 use crate::report::Expectation;
+
+const MOST_PODS: u32 = 50_000;
 
 /// Thousands of simulated pods against a podcred agent: one scenario a run, and a report of it.
 ///
@@ -24,8 +28,8 @@ use crate::report::Expectation;
 pub struct Options {
     #[arg(value_enum)]
     pub(super) scenario: Scenario,
-    /// How many pods [default: the scenario's own]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=50_000))]
+    /// How many pods [default: the scenario's own, or as many as --token-dir has files]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=i64::from(MOST_PODS)))]
     pods: Option<u32>,
     /// How many service accounts, each with a role of its own
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=5_000))]
@@ -58,7 +62,7 @@ pub struct Options {
     /// its pod's service account is named by --delegate
     #[arg(long, value_name = "DIR")]
     pub(super) token_dir: Option<PathBuf>,
-    /// The podcred binary
+    /// The podcred binary, where the agent is our own
     #[arg(long, value_name = "FILE", default_value = "target/release/podcred")]
     pub(super) binary: PathBuf,
     /// What must hold, such as p99<50ms or failed=0 (repeatable; in place of the scenario's own)
@@ -109,7 +113,7 @@ impl FromStr for Target {
     type Err = String;
 
     /// A name is looked up here, once.
-    fn from_str(text: &str) -> Result<Target, String> {
+    fn from_str(text: &str) -> std::result::Result<Target, String> {
         if text == "own" {
             return Ok(Target::Own);
         }
@@ -133,7 +137,7 @@ impl Options {
     pub(super) fn size(&self) -> Size {
         let usual = self.scenario.size(self.short);
         Size {
-            pods: self.pods.unwrap_or(usual.pods),
+            pods: self.pods.or_else(|| self.token_files()).unwrap_or(usual.pods),
             roles: self.roles.unwrap_or(usual.roles),
             duration: self.duration.unwrap_or(usual.duration),
             within: self.within.unwrap_or(usual.within),
@@ -141,12 +145,38 @@ impl Options {
         }
     }
 
+    fn token_files(&self) -> Option<u32> {
+        // A folder that cannot be read is reported where its files are wanted.
+        let files = token_files(self.token_dir.as_deref()?).ok()?.len();
+        u32::try_from(files).ok().map(|files| files.clamp(1, MOST_PODS))
+    }
+
+    /// Refuses what would silently have no effect.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.agent {
+            Target::Own => ensure!(
+                self.token_dir.is_none(),
+                "--token-dir goes with --agent URL: our own agent's pods get their tokens here"
+            ),
+            Target::At(_) => {
+                for (flag, given) in [
+                    ("--netns", self.netns > 0),
+                    ("--loopback", self.loopback),
+                    ("flags of the agent", !self.agent_args.is_empty()),
+                ] {
+                    ensure!(!given, "with --agent URL the agent and its node are not ours: leave out {flag}");
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub fn output(&self) -> PathBuf {
         self.output.clone().unwrap_or_else(|| PathBuf::from("target/loadtest").join(self.scenario.name()))
     }
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+fn time(text: &str) -> std::result::Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(24 * 3600);
     let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
@@ -203,6 +233,34 @@ mod tests {
         for wrong in ["", "mine", "https://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1/a b"] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_would_have_no_effect_is_refused() {
+        let checked = |line: &[&str]| {
+            let line = ["loadtest", "steady"].iter().chain(line);
+            Options::try_parse_from(line).unwrap().check().map_err(|error| error.to_string())
+        };
+        let url = "http://127.0.0.1:8080";
+        assert_eq!(checked(&["--loopback", "--", "--verify", "off"]), Ok(()));
+        assert_eq!(checked(&["--agent", url, "--token-dir", "tokens"]), Ok(()));
+        assert!(checked(&["--token-dir", "tokens"]).is_err());
+        for flag in [&["--netns", "1"][..], &["--loopback"], &["--", "--verify", "off"]] {
+            let refused = checked(&[&["--agent", url], flag].concat()).unwrap_err();
+            assert!(refused.contains("leave out"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn pods_are_as_many_as_there_are_token_files_unless_told() {
+        let folder = tempfile::tempdir().unwrap();
+        for pod in 0..3 {
+            std::fs::write(folder.path().join(format!("pod-{pod}")), "t.o.k").unwrap();
+        }
+        let folder = folder.path().to_str().unwrap();
+        let line = ["loadtest", "steady", "--agent", "http://127.0.0.1:8080", "--token-dir", folder];
+        let pods = |more: &[&str]| Options::try_parse_from(line.iter().chain(more)).unwrap().size().pods;
+        assert_eq!((pods(&[]), pods(&["--pods", "2"])), (3, 2));
     }
 
     #[test]

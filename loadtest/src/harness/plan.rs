@@ -77,7 +77,7 @@ pub(super) enum Pace {
 pub(super) enum TokenLife {
     /// A day.
     Usual,
-    /// This long; the pod has a new one after four fifths of it, as from the kubelet.
+    /// This long; the pod has a new one after 0.6 to 0.8 of it, as from the kubelet.
     Short(Duration),
 }
 
@@ -118,8 +118,8 @@ impl fmt::Display for Step {
 pub(super) enum Finding {
     /// EKS Auth is called no more after this.
     NoCallsAfter(Duration),
-    /// The calls of any one second are at most these.
-    CallsInASecond(u64),
+    /// After this no second has more EKS Auth calls than so many times their mean.
+    CallsSpread { after: Duration, times: u32 },
     /// The agent's log names each pod that presented a token of another, and whose it was.
     ThievesNamed,
 }
@@ -170,10 +170,6 @@ impl Plan {
         let usual = self.eks == Settings::default() && self.agent_args.is_empty();
         let done = self.steps.iter().any(|(_, step)| !matches!(step, Step::Say(_)));
         done || !usual || !self.findings.is_empty() || self.tokens != TokenLife::Usual
-    }
-
-    pub(super) fn has_thieves(&self) -> bool {
-        self.visits.iter().any(|visit| visit.thief_of.is_some())
     }
 }
 

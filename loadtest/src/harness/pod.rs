@@ -18,6 +18,7 @@ use crate::clock;
 
 /// The kubelet has a token ready before a pod wants it; signing one takes a millisecond.
 const AHEAD: Duration = Duration::from_millis(500);
+const UNSETTLED: &str = "not settled when the run ended";
 
 /// The whole life of goose user number `user`.
 pub(super) async fn live(world: &Arc<World>, user: usize) {
@@ -47,19 +48,38 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
         };
         let last = beginning + world.last_moment();
         // Boxed, as a pod sleeps most of its life: what only an asking one needs would be held by thousands.
-        let (attempts, outcome) = Box::pin(sdk.retrieve(last)).await;
+        let Some((attempts, outcome)) = Box::pin(sdk.retrieve(last)).await else { break };
         let settled = clock::mono();
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
-        let failure = outcome.err();
+        let failure = outcome.err().map(Failed::cut);
         world.settled(Settled { group: visit.group_at(wanted), at, latency, attempts, failure });
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
         schedule.had(Had { at, life }, refreshing);
     }
+    unsettled(world, visit, beginning, schedule);
     if let Some(sdk) = sdk {
         Box::pin(end(world, visit, beginning, sdk)).await;
+    }
+}
+
+/// What the pod had no time to want any more, as its answers came so late, failed: left out, the slowest agent would have the fewest
+/// failures. Who ends a run by a signal cuts it short for all.
+fn unsettled(world: &World, visit: &Visit, beginning: Instant, schedule: Schedule) {
+    if world.is_stopped() {
+        return;
+    }
+    let at = clock::mono().saturating_duration_since(beginning);
+    for wanted in schedule.overdue(at) {
+        let failure = Failed {
+            class: UNSETTLED.to_owned(),
+            example: format!("pod {} had not come to ask", visit.pod),
+            wrong: false,
+        };
+        let (group, latency) = (visit.group_at(wanted), at - wanted);
+        world.settled(Settled { group, at, latency, attempts: 0, failure: Some(failure) });
     }
 }
 
@@ -121,41 +141,52 @@ impl<'a> Sdk<'a> {
         Sdk { world, manners: visit.client.manners(), visit, tenant, connection: None }
     }
 
-    /// All attempts that the SDK makes before it gives up, and what came of the last: when the credentials expire.
-    async fn retrieve(&mut self, last: Instant) -> (u32, Result<SystemTime, Failed>) {
-        let mut attempts = 0;
-        let outcome = timeout_at(last, self.attempts(&mut attempts)).await;
-        let unsettled = |_| {
+    /// The requests of all attempts that the SDK makes before it gives up, and what came of the last: when the credentials expire.
+    /// None where a signal ended the run meanwhile.
+    async fn retrieve(&mut self, last: Instant) -> Option<(u32, Result<SystemTime, Failed>)> {
+        let (world, pod) = (self.world, self.visit.pod);
+        let mut requests = 0;
+        let attempts = timeout_at(last, self.attempts(&mut requests));
+        let outcome = world.over.run_until_cancelled(attempts).await.and_then(Result::ok);
+        if outcome.is_none() && world.is_stopped() {
+            return None;
+        }
+        let unsettled = || {
             Err(Failed {
-                class: "not settled when the run ended".to_owned(),
-                example: format!("pod {} was at attempt {attempts}", self.visit.pod),
+                class: UNSETTLED.to_owned(),
+                example: format!("pod {pod} was at request {requests}"),
                 wrong: false,
             })
         };
         let outcome = outcome.unwrap_or_else(unsettled);
-        (attempts, outcome)
+        Some((requests, outcome))
     }
 
-    async fn attempts(&mut self, attempts: &mut u32) -> Result<SystemTime, Failed> {
+    async fn attempts(&mut self, requests: &mut u32) -> Result<SystemTime, Failed> {
+        let mut attempts = 0;
         loop {
             // The file is read at each retrieval, by all SDKs; here at each attempt.
             let request = self.world.stage.endpoint().request(self.manners, &self.token()?);
-            *attempts += 1;
-            let (failed, again) = match self.ask(&request).await {
+            attempts += 1;
+            let (failed, again) = match self.ask(&request, requests).await {
                 Ok(answer) if answer.head.status == 200 => return self.judge(&answer),
                 Ok(answer) => (refusal(&answer), self.manners.tries_again_after(answer.head.status)),
                 Err(no_answer) => (no_answer.into(), true),
             };
-            if !again || *attempts >= self.manners.attempts {
+            if !again || attempts >= self.manners.attempts {
                 return Err(failed);
             }
-            tokio::time::sleep(self.manners.pause_after(*attempts, fastrand::f64())).await;
+            tokio::time::sleep(self.manners.pause_after(attempts, fastrand::f64())).await;
         }
     }
 
+    /// Whose token it presents, where it is not its own.
+    fn victim(&self) -> Option<Arc<Tenant>> {
+        self.visit.thief_of.and_then(|pod| self.world.stage.tenant(pod))
+    }
+
     fn token(&self) -> Result<Arc<str>, Failed> {
-        let stolen = self.visit.thief_of.and_then(|pod| self.world.stage.tenant(pod));
-        stolen.as_ref().unwrap_or(&self.tenant).token().map_err(|error| Failed {
+        self.victim().as_ref().unwrap_or(&self.tenant).token().map_err(|error| Failed {
             class: "no token".to_owned(),
             example: format!("{error:#}"),
             wrong: false,
@@ -163,8 +194,9 @@ impl<'a> Sdk<'a> {
     }
 
     fn judge(&self, answer: &Answer) -> Result<SystemTime, Failed> {
-        // A thief's wages are those of whom it stole from.
-        let due = Due { role: self.visit.role, generation: self.visit.generation };
+        // A thief that is served is so with what is its victim's.
+        let role = self.victim().map_or(self.visit.role, |victim| victim.role);
+        let due = Due { role, generation: self.visit.generation };
         self.world.judge.judge(answer, due).map_err(|wrong| Failed {
             class: wrong.class().to_owned(),
             example: format!("pod {}: {wrong}", self.visit.pod),
@@ -172,19 +204,22 @@ impl<'a> Sdk<'a> {
         })
     }
 
-    async fn ask(&mut self, request: &[u8]) -> Result<Answer, NoAnswer> {
+    async fn ask(&mut self, request: &[u8], requests: &mut u32) -> Result<Answer, NoAnswer> {
         let within = self.manners.reads_within();
         let kept = self.connection.take();
+        *requests += 1;
         if let Some(connection) = &kept {
             match connection.ask(request, within).await {
                 Ok(answer) => {
                     self.keep(kept, &answer);
                     return Ok(answer);
                 }
-                // It had been closed, which an SDK's pool notices: it connects anew without counting an attempt.
+                // It had been closed, which an SDK's pool notices: it connects anew without counting an attempt. An answer that
+                // was cut short is none of that.
                 Err(NoAnswer::Ended(_)) => drop(kept),
                 Err(other) => return Err(other),
             }
+            *requests += 1;
         }
         let address = self.world.stage.endpoint().address;
         let socket = self.world.stage.as_pod(&self.tenant, || start_to_connect(address));

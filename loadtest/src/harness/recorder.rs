@@ -13,6 +13,9 @@ const LONGEST: u64 = 10 * 60 * 1_000_000;
 /// Two digits are right to a hundredth, and a histogram has 30 kB.
 const DIGITS: u8 = 2;
 const MOST_CLASSES: usize = 100;
+const MOST_CHARACTERS: usize = 200;
+/// In seconds.
+const LEAST_SECOND: f64 = 0.5;
 
 type Times = Histogram<u32>;
 
@@ -36,6 +39,18 @@ pub(super) struct Failed {
     pub(super) wrong: bool,
 }
 
+impl Failed {
+    /// A server that is not ours may say anything, and at any length.
+    pub(super) fn cut(mut self) -> Failed {
+        for text in [&mut self.class, &mut self.example] {
+            if let Some((end, _)) = text.char_indices().nth(MOST_CHARACTERS) {
+                text.truncate(end);
+            }
+        }
+        self
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Recorder(Mutex<Recorded>);
 
@@ -49,6 +64,8 @@ struct Recorded {
     started: HashSet<u32>,
     ended: u64,
     last: Duration,
+    /// What the agent had used at the end of the second before, where that is known.
+    agent_cpu_seconds: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -66,7 +83,8 @@ struct Counted {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Read {
     pub(super) eks_auth_calls: Option<u64>,
-    pub(super) agent_cpu: Option<f64>,
+    /// Since it was started.
+    pub(super) agent_cpu_seconds: Option<f64>,
     pub(super) agent_rss_bytes: Option<u64>,
 }
 
@@ -83,6 +101,7 @@ impl Recorder {
             started: HashSet::new(),
             ended: 0,
             last: Duration::ZERO,
+            agent_cpu_seconds: None,
         }))
     }
 
@@ -111,25 +130,28 @@ impl Recorder {
         }
     }
 
+    /// What was before the first second.
+    pub(super) fn begin(&self, read: Read) {
+        self.lock().agent_cpu_seconds = read.agent_cpu_seconds;
+    }
+
     /// Ends a second, which was counted until now.
     pub(super) fn second(&self, at: Duration, read: Read) -> Second {
         let mut recorded = self.lock();
-        let started = recorded.started.len() as u64;
-        let second = Second {
-            at_seconds: at.as_secs_f64(),
-            pods: started - recorded.ended,
-            requests: recorded.second.requests,
-            failed: recorded.second.failed,
-            p50_ms: recorded.second.quantile(0.5),
-            p99_ms: recorded.second.quantile(0.99),
-            eks_auth_calls: read.eks_auth_calls,
-            one_call_a_pod: started,
-            agent_cpu: read.agent_cpu,
-            agent_rss_bytes: read.agent_rss_bytes,
-        };
-        recorded.second.reset();
+        let second = recorded.end_second(at, read);
         recorded.timeline.push(second.clone());
         second
+    }
+
+    /// Ends the last second. What is left of it may be a few milliseconds, which would be drawn as the end of everything: it is
+    /// added to the second before.
+    pub(super) fn rest(&self, at: Duration, read: Read) {
+        let mut recorded = self.lock();
+        let rest = recorded.end_second(at, read);
+        match recorded.timeline.last_mut() {
+            Some(last) if rest.at_seconds - last.at_seconds < LEAST_SECOND => last.and(&rest),
+            Some(_) | None => recorded.timeline.push(rest),
+        }
     }
 
     /// Of all pods so far: requests and failures.
@@ -170,6 +192,42 @@ impl Recorder {
 
     fn lock(&self) -> MutexGuard<'_, Recorded> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Recorded {
+    fn end_second(&mut self, at: Duration, read: Read) -> Second {
+        let started = self.started.len() as u64;
+        let before = std::mem::replace(&mut self.agent_cpu_seconds, read.agent_cpu_seconds);
+        let second = Second {
+            at_seconds: at.as_secs_f64(),
+            pods: started - self.ended,
+            requests: self.second.requests,
+            failed: self.second.failed,
+            p50_ms: self.second.quantile(0.5),
+            p99_ms: self.second.quantile(0.99),
+            eks_auth_calls: read.eks_auth_calls,
+            one_call_a_pod: started,
+            // Nobody knows any more what an agent used that died.
+            agent_cpu: read.agent_cpu_seconds.zip(before).map(|(now, before)| (now - before).max(0.0)),
+            agent_rss_bytes: read.agent_rss_bytes,
+        };
+        self.second.reset();
+        second
+    }
+}
+
+impl Second {
+    /// Percentiles stay those of the greater part.
+    fn and(&mut self, rest: &Second) {
+        *self = Second {
+            requests: self.requests + rest.requests,
+            failed: self.failed + rest.failed,
+            p50_ms: self.p50_ms.or(rest.p50_ms),
+            p99_ms: self.p99_ms.or(rest.p99_ms),
+            agent_cpu: self.agent_cpu.zip(rest.agent_cpu).map(|(one, other)| one + other),
+            ..rest.clone()
+        };
     }
 }
 
@@ -297,6 +355,12 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_said_is_cut_between_characters() {
+        let failed = Failed { class: "refused".to_owned(), example: "ü".repeat(201), wrong: false }.cut();
+        assert_eq!((failed.class.as_str(), failed.example), ("refused", "ü".repeat(200)));
+    }
+
+    #[test]
     fn each_second_begins_anew() {
         let recorder = Recorder::new(1, &[("a".to_owned(), 1)]);
         recorder.pod_started(0);
@@ -310,5 +374,22 @@ mod tests {
         assert_eq!((second.requests, second.pods, second.p99_ms, second.one_call_a_pod), (0, 0, None, 1));
         assert_eq!((recorder.timeline().len(), recorder.so_far()), (2, (1, 0)));
         assert_eq!(recorder.groups().len(), 1, "one group alone says the same as all pods");
+    }
+
+    #[test]
+    fn a_short_rest_is_part_of_the_second_before_it() {
+        let recorder = Recorder::new(1, &[("a".to_owned(), 1)]);
+        let cpu = |seconds| Read { agent_cpu_seconds: Some(seconds), ..Read::default() };
+        recorder.begin(cpu(2.0));
+        recorder.settled(&settled(0, 5, None));
+        recorder.second(Duration::from_secs(1), cpu(2.5));
+        recorder.settled(&settled(0, 5, Some("late")));
+        recorder.rest(Duration::from_millis(1_400), cpu(2.75));
+        let timeline = recorder.timeline();
+        let [second] = &timeline[..] else { panic!("{timeline:?}") };
+        assert_eq!((second.at_seconds, second.requests, second.failed), (1.4, 2, 1));
+        assert_eq!(second.agent_cpu, Some(0.75));
+        recorder.rest(Duration::from_secs(2), cpu(2.75));
+        assert_eq!(recorder.timeline().len(), 2, "what is long enough stands by itself");
     }
 }

@@ -19,6 +19,7 @@ pub(super) use self::name::Scenario;
 use super::manners::Client;
 use super::options::Clients;
 use super::plan::{Pace, Plan, Size, Visit};
+use super::schedule::spread;
 
 /// What a scenario is made from.
 #[derive(Debug)]
@@ -33,6 +34,11 @@ impl Ask {
     /// A pod of the service account and with the SDK that its number deals out to it.
     fn visit(&self, pod: u32, start: Duration, end: Duration, pace: Pace) -> Visit {
         Visit::new(pod, role_of(pod, self.size.roles), self.clients.of(pod), start, end, pace)
+    }
+
+    /// When each pod starts: within this, but never after all is over.
+    fn starts(&mut self, within: Duration) -> Vec<Duration> {
+        spread(self.size.pods, within.min(self.size.duration), &mut self.chance)
     }
 
     /// Groups by SDK, where there are several: `mixed` tells them apart.
@@ -60,9 +66,16 @@ impl Ask {
 /// A scenario as its file gives it.
 struct Parts {
     question: &'static str,
+    /// Why pods must have cgroups, where they must.
+    needs_cgroups: Option<&'static str>,
+    /// The least duration that there is time in for what happens.
+    least: fn(bool) -> Duration,
     size: fn(bool) -> Size,
     plan: fn(&mut Ask) -> Plan,
 }
+
+/// There is time for everything in any duration.
+const ANY: fn(bool) -> Duration = |_| Duration::ZERO;
 
 impl Scenario {
     fn parts(self) -> Parts {
@@ -83,6 +96,14 @@ impl Scenario {
 
     pub(super) fn question(self) -> &'static str {
         self.parts().question
+    }
+
+    pub(super) fn needs_cgroups(self) -> Option<&'static str> {
+        self.parts().needs_cgroups
+    }
+
+    pub(super) fn least(self, short: bool) -> Duration {
+        (self.parts().least)(short)
     }
 
     pub(super) fn size(self, short: bool) -> Size {

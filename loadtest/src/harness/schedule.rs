@@ -46,6 +46,17 @@ impl Schedule {
         self.next
     }
 
+    /// The wants of a constant rate that were due by now and were never come to.
+    pub(super) fn overdue(self, now: Duration) -> impl Iterator<Item = Duration> {
+        let period = match self.pace {
+            Pace::Every(period) => Some(period),
+            Pace::Once | Pace::AtOnce | Pace::Refresh => None,
+        };
+        let wants =
+            std::iter::successors(self.next.filter(|_| period.is_some()), move |last| Some(*last + period?));
+        wants.take_while(move |&wanted| wanted < self.end && wanted <= now)
+    }
+
     /// The want of [`Schedule::next`] is settled.
     pub(super) fn had(&mut self, had: Had, refreshing: Refreshing<'_>) {
         let Some(last) = self.next else { return };
@@ -117,6 +128,15 @@ mod tests {
         // 60 s of life less 15 min compressed to 2.5 s.
         assert_eq!(wants(Pace::Refresh, s(0), Some(s(60))), [10, 67]);
         assert_eq!(wants(Pace::Refresh, s(20), None), [10, 31, 52, 73, 94]);
+    }
+
+    #[test]
+    fn what_a_constant_rate_never_came_to_is_known_and_ends_with_the_pod_or_now() {
+        let overdue = |pace, now| Schedule::new(pace, s(10), s(100)).overdue(s(now)).collect::<Vec<_>>();
+        assert!(overdue(Pace::Every(s(30)), 9).is_empty());
+        assert_eq!(overdue(Pace::Every(s(30)), 40), [s(10), s(40)]);
+        assert_eq!(overdue(Pace::Every(s(30)), 1_000), [s(10), s(40), s(70)]);
+        assert!(overdue(Pace::AtOnce, 1_000).is_empty(), "it wants nothing before it was answered");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 
 use super::agent::Agent;
@@ -50,10 +50,6 @@ impl Stage {
     }
 
     fn of_our_own(options: &Options, plan: &Plan) -> Result<Stage> {
-        ensure!(
-            options.token_dir.is_none(),
-            "--token-dir goes with --agent URL: our own agent's pods get their tokens here"
-        );
         let ground = if has_cgroups(options) { Some(Ground::start()?) } else { None };
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("eks").enable_all().build()?;
@@ -80,11 +76,6 @@ impl Stage {
     }
 
     fn of_somebody(options: &Options, plan: &Plan, endpoint: &Endpoint) -> Result<Stage> {
-        ensure!(
-            !plan.needs_own_agent(),
-            "{} changes EKS Auth, the issuer or the agent, which only an agent of our own allows: leave --agent out",
-            options.scenario.name()
-        );
         let folder = options
             .token_dir
             .as_deref()
@@ -145,14 +136,10 @@ impl Stage {
         f: impl FnOnce() -> std::io::Result<T>,
     ) -> std::io::Result<T> {
         let (Some(pod), Some(home)) = (&tenant.place, self.home()) else { return f() };
-        let done = if pod.is_host_network() {
-            pod.enter_cgroup()?;
-            f()
-        } else {
-            pod.enter()?;
-            f()
-        };
-        // A cgroup with a thread in it cannot be removed, and a thread that stays is taken for this pod.
+        let entered = if pod.is_host_network() { pod.enter_cgroup() } else { pod.enter() };
+        let done = entered.and_then(|()| f());
+        // Also of a pod that was entered by half: a cgroup with a thread in it cannot be removed, and a thread that stays is
+        // taken for this pod.
         let back = if pod.is_host_network() { home.enter_cgroup() } else { home.enter() };
         back.and(done)
     }
@@ -201,7 +188,7 @@ pub(super) fn has_cgroups(options: &Options) -> bool {
     own && !options.loopback && rustix::process::geteuid().is_root()
 }
 
-/// What no agent answers longer than; a run ends this long after its pods want nothing any more.
+/// Longer than any agent takes to answer; a run ends this long after its pods want nothing any more.
 pub(super) const GRACE: Duration = Duration::from_secs(12);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

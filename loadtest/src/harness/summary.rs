@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::SystemTime;
 
-use anyhow::Result;
-
 use super::findings;
-use super::options::Options;
+use super::options::{Options, Target};
 use super::world::World;
 use super::{attack, proc};
 use crate::clock;
@@ -31,7 +29,8 @@ pub(super) fn summarize(
     options: &Options,
     before: &Before,
     expectations: &[Expectation],
-) -> Result<Run> {
+    error: Option<&anyhow::Error>,
+) -> Run {
     let groups = world.recorder.groups();
     let timeline = world.recorder.timeline();
     let seen = timeline.last().map_or(0.0, |second| second.at_seconds);
@@ -41,7 +40,7 @@ pub(super) fn summarize(
         question: options.scenario.question().to_owned(),
         command: std::env::args().collect(),
         started: clock::rfc3339(before.started),
-        duration_seconds: if world.is_stopped() { seen } else { planned },
+        duration_seconds: if world.is_stopped() || error.is_some() { seen } else { planned },
         settings: settings(options),
         agent_command: world.stage.agent().map(|agent| agent.command_line()),
         versions: versions(world, options),
@@ -61,23 +60,32 @@ pub(super) fn summarize(
         let was = format!("stopped by a signal after {seen:.1} s");
         run.expected.push(Expected { condition, was, held: false });
     }
-    Ok(run)
+    if let Some(error) = error {
+        let condition = "the run goes through".to_owned();
+        run.expected.push(Expected { condition, was: format!("{error:#}"), held: false });
+    }
+    run
 }
 
 fn settings(options: &Options) -> BTreeMap<String, String> {
     let size = options.size();
     let seconds = |time: std::time::Duration| format!("{} s", time.as_secs_f64());
-    let settings = [
+    let mut settings = vec![
         ("pods", size.pods.to_string()),
-        ("roles", size.roles.to_string()),
         ("duration", seconds(size.duration)),
         ("within", seconds(size.within)),
         ("every", seconds(size.every)),
         ("client", format!("{:?}", options.client).to_lowercase()),
-        ("netns", options.netns.to_string()),
         ("seed", options.seed.to_string()),
         ("short", options.short.to_string()),
     ];
+    match options.agent {
+        Target::Own => {
+            settings.extend([("roles", size.roles.to_string()), ("netns", options.netns.to_string())]);
+        }
+        // Whose tokens they are is not known.
+        Target::At(_) => {}
+    }
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
@@ -106,15 +114,20 @@ fn versions(world: &World, options: &Options) -> Versions {
     let system = rustix::system::uname();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let harness = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let podcred = world.stage.agent().map(|agent| agent.version());
+    let profile = match podcred {
+        Some(_) => format!("harness {harness}, agent {}", options.binary.display()),
+        None => format!("harness {harness}"),
+    };
     Versions {
-        podcred: world.stage.agent().map(|agent| agent.version()).unwrap_or_default(),
+        podcred: podcred.unwrap_or_default(),
         commit: output(Command::new("git").args(["rev-parse", "--short=12", "HEAD"])),
         goose: attack::version(),
         kernel: system.release().to_string_lossy().into_owned(),
         cpu: model.map_or(system.machine().to_string_lossy().into_owned(), |(_, model)| model.to_owned()),
         cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        profile: format!("harness {profile}, agent {}", options.binary.display()),
+        profile,
     }
 }
 

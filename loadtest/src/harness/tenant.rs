@@ -24,7 +24,7 @@ use crate::node::{Node, Pod, PodSpec, Qos};
 pub(super) struct Tenant {
     pub(super) uid: String,
     pub(super) place: Option<Pod>,
-    role: u32,
+    pub(super) role: u32,
     name: String,
     token: Token,
 }

@@ -94,6 +94,11 @@ impl World {
         began.ok().and_then(|began| *began)
     }
 
+    /// As [`World::beginning`], without waiting for it, and also when it is over.
+    pub(super) fn began(&self) -> Option<Instant> {
+        *self.began.borrow()
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.is_cancelled()
     }

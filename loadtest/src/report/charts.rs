@@ -149,13 +149,13 @@ fn timed(run: &Run, y: Axis, series: Vec<Series>) -> Chart {
 }
 
 fn over_time(run: &Run, name: &str, ink: Ink, filled: bool, of: impl Fn(&Second) -> Option<f64>) -> Series {
-    series(name, ink, filled, seconds(run).iter().map(|second| (second.at_seconds, of(second))))
+    series(name, ink, filled, run.timeline.iter().map(|second| (second.at_seconds, of(second))))
 }
 
 /// What was counted in each second, which may have been longer than one.
 fn a_second(run: &Run, name: &str, ink: Ink, of: impl Fn(&Second) -> Option<f64>) -> Series {
     let mut before = 0.0;
-    let points = seconds(run).iter().map(|second| {
+    let points = run.timeline.iter().map(|second| {
         let length = second.at_seconds - std::mem::replace(&mut before, second.at_seconds);
         (second.at_seconds, of(second).map(|value| value / length))
     });
@@ -170,16 +170,6 @@ fn series(name: &str, ink: Ink, filled: bool, points: impl Iterator<Item = (f64,
         .filter(|line| !line.is_empty())
         .map(|line| line.iter().filter_map(|&(at, value)| Some((at, value?))).collect());
     Series { name: name.to_owned(), ink, filled, lines: lines.collect() }
-}
-
-/// Without what is left of the last one: a few milliseconds in which nothing happens would be drawn as the end of everything.
-fn seconds(run: &Run) -> &[Second] {
-    match run.timeline.as_slice() {
-        [whole @ .., before, last] if last.at_seconds - before.at_seconds < 0.5 => {
-            &run.timeline[..=whole.len()]
-        }
-        all => all,
-    }
 }
 
 fn greatest_of(series: &[Series]) -> f64 {
@@ -212,10 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_the_last_second_is_not_drawn_and_longer_ones_count_as_such() {
+    fn longer_seconds_count_as_such() {
         let mut run = sample::outage();
-        run.timeline.truncate(3);
-        for (second, at) in run.timeline.iter_mut().zip([1.0, 3.0, 3.1]) {
+        run.timeline.truncate(2);
+        for (second, at) in run.timeline.iter_mut().zip([1.0, 3.0]) {
             (second.at_seconds, second.requests) = (at, 100);
         }
         let series = a_second(&run, "requests", Ink::Blue, |second| Some(second.requests as f64));

@@ -87,7 +87,7 @@ pub struct Latency {
     pub distribution: Vec<(f64, u64)>,
 }
 
-/// By class: `wrong role`, `refused 403 TokenOfAnotherPod`, `connect: refused`, `no answer within 2 s`.
+/// By class: `wrong: role of others`, `refused 403 TokenOfAnotherPod`, `connect: connection refused`, `no answer within 2 s`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Failure {
     pub class: String,
@@ -110,7 +110,7 @@ pub struct Second {
     pub eks_auth_calls: Option<u64>,
     /// Calls of an agent that asks for each pod by itself, since the run began.
     pub one_call_a_pod: u64,
-    /// Of one core.
+    /// Processor time within it, in seconds.
     pub agent_cpu: Option<f64>,
     pub agent_rss_bytes: Option<u64>,
 }

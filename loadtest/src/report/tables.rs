@@ -37,10 +37,13 @@ pub(super) fn figures(run: &Run) -> Vec<Figure> {
     let totals = &run.totals;
     let all = run.all().filter(|latency| latency.count > 0);
     let latency = |of: fn(&super::Latency) -> f64| all.map_or_else(unknown, |all| milliseconds(of(all)));
+    // Whose tokens somebody else's agent gets is not known.
+    let roles =
+        run.agent_command.as_ref().map_or_else(unknown, |_| format!("of {} roles", count(totals.roles)));
     let one_call_a_pod = run.timeline.last().map_or(0, |second| second.one_call_a_pod);
     let rate = run.requests_per_second().map_or_else(unknown, |rate| format!("{} a second", number(rate)));
     vec![
-        figure("Pods", count(totals.pods), format!("of {} roles", count(totals.roles))),
+        figure("Pods", count(totals.pods), roles),
         figure("Requests", count(totals.requests), rate),
         figure("Failed", count(totals.failed), format!("{} wrong", count(totals.wrong))),
         figure("p50", latency(|all| all.p50_ms), format!("mean {}", latency(|all| all.mean_ms))),
@@ -107,13 +110,19 @@ pub(super) fn versions(run: &Run) -> Table {
         number(run.totals.harness_cpu_seconds),
         bytes(run.totals.harness_peak_rss_bytes as f64)
     );
+    // Of somebody else's agent neither is known.
+    let podcred = match versions.podcred.as_str() {
+        "" => UNKNOWN.to_owned(),
+        podcred => format!("{podcred} ({})", versions.commit),
+    };
     let rows = [
-        ("podcred", format!("{} ({}, {})", versions.podcred, versions.commit, versions.profile)),
+        ("podcred", podcred),
         ("goose", versions.goose.clone()),
         ("kernel", versions.kernel.clone()),
         ("CPUs", cpu),
         ("started", run.started.clone()),
         ("duration", format!("{} s", number(run.duration_seconds))),
+        ("built as", versions.profile.clone()),
         ("harness", harness),
     ];
     Table { header: &["of", "is"], rows: rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec() }

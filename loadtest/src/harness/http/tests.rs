@@ -54,7 +54,9 @@ async fn an_answer_without_a_length_ends_with_its_connection() {
 #[tokio::test]
 async fn an_answer_that_is_cut_or_never_comes_has_a_class_of_its_own() {
     let cut = answered(&["HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"], true).await.unwrap_err();
-    assert_eq!(cut.class(), "connection ended: unexpected end of file");
+    assert_eq!(cut.class(), "answer cut short: unexpected end of file");
+    let nothing = answered(&[], true).await.unwrap_err();
+    assert_eq!(nothing.class(), "connection ended: unexpected end of file");
     let silent = answered(&[], false).await.unwrap_err();
     assert!(matches!(silent, NoAnswer::Silence(SOON)), "{silent}");
     let nonsense = answered(&["SSH-2.0-OpenSSH_9.9\r\n\r\n"], false).await.unwrap_err();

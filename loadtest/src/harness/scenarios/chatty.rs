@@ -1,11 +1,12 @@
 //! Applications that make a new SDK client for each request of theirs, and so ask for credentials each time.
 
-use super::{Ask, Parts, s};
+use super::{ANY, Ask, Parts, s};
 use crate::harness::plan::{Pace, Plan, Size};
-use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "A tenth of the pods ask at each request of their application: are they served from the cache, and the others as ever?",
+    needs_cgroups: None,
+    least: ANY,
     size,
     plan,
 };
@@ -23,7 +24,7 @@ fn size(short: bool) -> Size {
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
     let mut plan = Plan::new(size, &["chatty", "others"]);
-    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+    for (pod, start) in (0..).zip(ask.starts(size.every)) {
         let (pace, group) = if pod % ONE_OF == 0 {
             (Pace::Every(APPLICATION), CHATTY)
         } else {

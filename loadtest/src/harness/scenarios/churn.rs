@@ -6,6 +6,8 @@ use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "Pods come and go, and are recreated after their association changed: when do they get the new role?",
+    needs_cgroups: None,
+    least: |short| if short { s(12) } else { s(50) },
     size,
     plan,
 };
@@ -49,6 +51,6 @@ fn plan(ask: &mut Ask) -> Plan {
         propagation.as_secs(),
         revalidation.as_secs()
     ));
-    plan.expect(&["failed=0", "wrong=0", "pods(recreated)>=1"]);
+    plan.expect(&["failed=0", "wrong=0", "requests(recreated)>=1"]);
     plan
 }

@@ -6,6 +6,8 @@ use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "Bursts of short-lived pods of one service account: do calls of EKS Auth grow with the pods, or go on for the dead?",
+    needs_cgroups: Some("the agent knows by its cgroup that a pod is gone"),
+    least: |short| if short { s(10) } else { s(60) },
     size,
     plan,
 };

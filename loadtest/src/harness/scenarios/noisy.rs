@@ -6,14 +6,22 @@ use crate::harness::manners::Client;
 use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
 use crate::harness::schedule::spread;
 
-pub(super) const PARTS: Parts =
-    Parts { question: "One pod floods the agent: are the others served as fast as without it?", size, plan };
+pub(super) const PARTS: Parts = Parts {
+    question: "One pod asks six hundred times a second, then floods the agent: are the others served as fast as without it?",
+    needs_cgroups: Some("the agent knows a pod's share by its cgroup"),
+    least: |short| if short { s(5) } else { s(20) },
+    size,
+    plan,
+};
 
 const ALONE: usize = 0;
 const BESIDE: usize = 1;
 const FLOODED: usize = 2;
-const BUSY: usize = 3;
-const FLOOD: usize = 4;
+/// What the flood left waiting is served in this turn, and belongs to nothing that is compared.
+const AFTERWARDS: usize = 3;
+const BUSY: usize = 4;
+const FLOOD: usize = 5;
+const TURNS: [usize; 4] = [ALONE, BESIDE, FLOODED, AFTERWARDS];
 /// As many connections as the agent lets one pod have.
 const CONNECTIONS: u32 = 64;
 /// On each of them, while it is busy: it leaves the processors room.
@@ -26,16 +34,16 @@ fn size(short: bool) -> Size {
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &["alone", "beside", "flooded", "busy", "flood"]);
+    let mut plan = Plan::new(size, &["alone", "beside", "flooded", "afterwards", "busy", "flood"]);
     let rounds = if ask.short { 5 } else { 20 };
-    let turn = size.duration / (3 * rounds);
-    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+    let turn = size.duration / (4 * rounds);
+    for (pod, start) in (0..).zip(ask.starts(size.every)) {
         let visit = ask.visit(pod, start, size.duration, Pace::Every(size.every));
-        plan.visits.push(Visit { by_turns: Some((turn, &[ALONE, BESIDE, FLOODED])), ..visit });
+        plan.visits.push(Visit { by_turns: Some((turn, &TURNS)), ..visit });
     }
     let starts = spread(CONNECTIONS, BUSY_EVERY, &mut ask.chance);
     for round in 0..rounds {
-        let [busy, flood, end] = [1, 2, 3].map(|number| turn * (3 * round + number));
+        let [busy, flood, end] = [1, 2, 3].map(|number| turn * (4 * round + number));
         plan.steps.push((busy, Step::Say("one pod is busy")));
         plan.steps.push((flood, Step::Say("it floods")));
         plan.steps.push((end, Step::Say("it is silent")));

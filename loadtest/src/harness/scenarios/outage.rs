@@ -7,6 +7,8 @@ use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "EKS Auth, then the issuer, go down and come back, and new pods come meanwhile: who is served when?",
+    needs_cgroups: None,
+    least: |_| s(8),
     size,
     plan,
 };
@@ -14,6 +16,11 @@ pub(super) const PARTS: Parts = Parts {
 const KNOWN: usize = 0;
 const NEW_PODS: usize = 1;
 const NEW_ROLES: usize = 2;
+const RECOVERED: usize = 3;
+/// What pods of new roles want in each eighth of the run: EKS Auth is back for the fifth, in which the agent may still wait before it
+/// calls again.
+const EIGHTHS: [usize; 8] =
+    [NEW_ROLES, NEW_ROLES, NEW_ROLES, NEW_ROLES, NEW_ROLES, RECOVERED, RECOVERED, RECOVERED];
 
 fn size(short: bool) -> Size {
     let (pods, duration, every) = if short { (100, 14, 1) } else { (1_000, 180, 10) };
@@ -24,7 +31,7 @@ fn size(short: bool) -> Size {
 /// nobody asked for before.
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
-    let mut plan = Plan::new(size, &["known roles", "new pods", "new roles"]);
+    let mut plan = Plan::new(size, &["known roles", "new pods", "new roles", "recovered"]);
     let eighth = size.duration / 8;
     for (at, step) in [
         (1, Step::EksAuth(Outage::Refuse)),
@@ -48,17 +55,18 @@ fn plan(ask: &mut Ask) -> Plan {
         let pod = known + number;
         let visit = ask.visit(pod, eighth + start, size.duration, Pace::Every(size.every));
         plan.visits.push(if number < new_roles {
-            Visit { role: size.roles + number, group: NEW_ROLES, ..visit }
+            Visit { role: size.roles + number, by_turns: Some((eighth, &EIGHTHS)), ..visit }
         } else {
             visit.in_group(NEW_PODS)
         });
     }
     plan.notes.push(
         "A role that nobody asked for before the outage cannot be served in it; its pods are counted apart, and ask again at \
-         their usual rate."
+         their usual rate. An eighth of the run after EKS Auth is back they have to be served."
             .to_owned(),
     );
     plan.expect(&["failed(known roles)=0", "failed(new pods)=0", "wrong=0"]);
+    plan.expect(&["failed(recovered)=0", "requests(recovered)>=1"]);
     plan.expectations.push(ask.quick("p99(known roles)"));
     plan
 }

@@ -2,10 +2,11 @@
 
 use super::{Ask, Parts, s};
 use crate::harness::plan::{Pace, Plan, Size, Step};
-use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "The agent is stopped and started under load: what do pods see of it, with their SDKs' retries?",
+    needs_cgroups: None,
+    least: |_| s(6),
     size,
     plan,
 };
@@ -24,7 +25,7 @@ fn plan(ask: &mut Ask) -> Plan {
         plan.steps.push((at, Step::StopAgent));
         plan.steps.push((at, Step::StartAgent));
     }
-    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+    for (pod, start) in (0..).zip(ask.starts(size.every)) {
         let pace = Pace::Every(size.every);
         plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
     }

@@ -1,11 +1,12 @@
 //! Pods of a deployment start within a short time, as after a node has joined or a new version was rolled out.
 
-use super::{Ask, Parts, s};
+use super::{ANY, Ask, Parts, s};
 use crate::harness::plan::{Pace, Plan, Size};
-use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "Thousands of pods start at once, and EKS Auth is slow and throttles: are all served, by one call for each role?",
+    needs_cgroups: None,
+    least: ANY,
     size,
     plan,
 };
@@ -22,7 +23,7 @@ fn plan(ask: &mut Ask) -> Plan {
     plan.eks.latency_ms = 200;
     plan.eks.latency_jitter_ms = 200;
     plan.eks.throttle_per_second = Some(20.0);
-    for (pod, start) in (0..).zip(spread(size.pods, size.within, &mut ask.chance)) {
+    for (pod, start) in (0..).zip(ask.starts(size.within)) {
         let visit = ask.visit(pod, start, plan.duration, Pace::Once);
         plan.visits.push(visit.in_group(ask.client_group(pod)));
     }

@@ -1,11 +1,13 @@
 //! As fast as it goes: each pod asks again as soon as it was answered.
 
-use super::{Ask, Parts, s};
+use super::{ANY, Ask, Parts, s};
 use crate::harness::plan::{Pace, Plan, Size};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "How many requests a second does the agent answer, and what does one cost?",
+    needs_cgroups: None,
+    least: ANY,
     size,
     plan,
 };

@@ -1,11 +1,12 @@
 //! A constant rate, whatever the agent does.
 
-use super::{Ask, Parts, s};
+use super::{ANY, Ask, Parts, s};
 use crate::harness::plan::{Pace, Plan, Size};
-use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "Each pod asks at a constant rate of its own: how long does it wait, counted from when it wanted to ask?",
+    needs_cgroups: None,
+    least: ANY,
     size,
     plan,
 };
@@ -18,7 +19,7 @@ fn size(short: bool) -> Size {
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
     let mut plan = Plan::new(size, &ask.client_groups());
-    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+    for (pod, start) in (0..).zip(ask.starts(size.every)) {
         let pace = Pace::Every(size.every);
         plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
     }

@@ -1,11 +1,12 @@
 //! Pods present the tokens of others, beside honest ones.
 
-use super::{Ask, Parts, s};
+use super::{ANY, Ask, Parts, s};
 use crate::harness::plan::{Finding, Pace, Plan, Size, Visit};
-use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
     question: "A tenth of the pods present tokens that they stole from others: is any of them served, and is each named?",
+    needs_cgroups: Some("the agent knows whose token a pod may present by its cgroup"),
+    least: ANY,
     size,
     plan,
 };
@@ -24,7 +25,7 @@ fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
     let mut plan = Plan::new(size, &["honest", "thieves"]);
     plan.agent_args = ["--verify", "enforce"].map(str::to_owned).to_vec();
-    for (pod, start) in (0..).zip(spread(size.pods, size.every, &mut ask.chance)) {
+    for (pod, start) in (0..).zip(ask.starts(size.every)) {
         let visit = ask.visit(pod, start, size.duration, Pace::Every(size.every));
         let steals = pod % ONE_OF == ONE_OF - 1;
         // Of a neighbour, mostly with another role; each thief has one victim.
