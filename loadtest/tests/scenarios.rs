@@ -159,6 +159,8 @@ fn known_roles_are_served_through_an_outage() {
         ["--expect", "failed(known roles)=0", "--expect", "failed(new pods)=0", "--expect", "wrong=0"];
     let run = scenario.run(&expected);
     assert!(group(&run, "new roles").requests > 0);
+    let recovered = group(&run, "recovered");
+    assert!(recovered.requests > 0 && recovered.failed == 0, "{recovered:?}");
     let steps: Vec<&str> = run.marks.iter().map(|mark| mark.what.as_str()).collect();
     assert_eq!(
         steps,

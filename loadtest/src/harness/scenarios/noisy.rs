@@ -56,7 +56,7 @@ fn plan(ask: &mut Ask) -> Plan {
     }
     plan.notes.push(format!(
         "The noisy pod has {CONNECTIONS} connections. Busy, it asks {} times a second in all. Flooding, it asks on each as soon as \
-         it was answered, which takes all processors, the harness's share among them: others wait their turn there, and none fails.",
+         it was answered, which the agent does --pod-requests times a second: beyond them requests take turns, and none fails.",
         f64::from(CONNECTIONS) / BUSY_EVERY.as_secs_f64()
     ));
     plan.expect(&["failed(alone)=0", "failed(beside)=0", "failed(flooded)=0", "wrong=0"]);
