@@ -174,7 +174,7 @@ mod tests {
         let dockerfile = include_str!("../../../deploy/Dockerfile");
         let line = |name: &str| {
             let of = |line: &'static str| line.strip_prefix(name)?.strip_prefix(' ');
-            dockerfile.lines().filter_map(of).last().unwrap_or_default()
+            dockerfile.lines().filter_map(of).next_back().unwrap_or_default()
         };
         let Value::Object(started) = started() else { panic!("not an object") };
         assert_eq!(line("ENTRYPOINT"), started["Entrypoint"].to_string());
