@@ -16,7 +16,6 @@ use crate::request::Service;
 /// must not wait long for it, and its container that was started anew is a new cgroup.
 const OFTEN: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
-const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 
 /// Until `cancel`led. What asks the kernel hundreds of times does so on a thread of its own.
 pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, cancel: CancellationToken) {
@@ -33,15 +32,17 @@ pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, c
     });
     let sweeps = every(SWEEP_EVERY, || {
         let service = Arc::clone(&service);
-        move || sweep(&service)
+        move || {
+            sweep(&service);
+            memory::give_back();
+        }
     });
-    let giving_back = every(GIVE_BACK_EVERY, || memory::give_back);
     let messages = async {
         if let Err(error) = service.attribution.forward_log().await {
             tracing::warn!(event = "probe_log_failed", %error, "the kernel programs' messages cannot be read");
         }
     };
-    cancel.run_until_cancelled(async { tokio::join!(often, sweeps, giving_back, messages) }).await;
+    cancel.run_until_cancelled(async { tokio::join!(often, sweeps, messages) }).await;
 }
 
 async fn every<W: FnOnce() + Send + 'static>(period: Duration, work: impl Fn() -> W) {

@@ -139,7 +139,7 @@ async fn machine() -> Result<Machine> {
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Ok(Machine {
         commit: commit.unwrap_or_default().trim().to_owned(),
-        kernel: quietly("uname", Command::new("uname").arg("-r")).await?.trim().to_owned(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         processor: model.map(|(_, model)| model.to_owned()).unwrap_or_default(),
         processors: std::thread::available_parallelism()?.get(),
     })
@@ -232,16 +232,4 @@ fn judge(rows: &[Row], broken: usize, skipped: usize) -> Counts {
     };
     println!("{counts}");
     counts
-}
-
-/// Polls a state; an error once it has not come in time.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let clock = Stopwatch::start();
-    while !holds().await? {
-        if clock.elapsed() > PATIENCE {
-            bail!("not after {} s: {what}", PATIENCE.as_secs());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
 }

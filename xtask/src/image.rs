@@ -59,8 +59,8 @@ impl Arch {
 #[derive(Debug)]
 pub(crate) struct Packed {
     pub(crate) arch: Arch,
-    /// Where the same binary lies outside the image.
-    pub(crate) binary: PathBuf,
+    /// In bytes.
+    pub(crate) binary: u64,
     pub(crate) layer: Layer,
 }
 
@@ -86,11 +86,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     }
     let wanted = if arguments.arch.is_empty() { Arch::value_variants() } else { &arguments.arch };
     let image = pack(wanted).await?;
-    println!("\n{}", describe(&image)?);
+    println!("\n{}", describe(&image));
     for reason in &image.left_out {
         println!("Left out: {reason}");
     }
-    judge(&image)
+    Ok(judge(&image))
 }
 
 /// One archive for these processors, and the list of crates of each beside it.
@@ -111,7 +111,8 @@ pub(crate) async fn pack(wanted: &[Arch]) -> Result<Image> {
         std::fs::write(&list, sbom::of(&built)?)
             .with_context(|| format!("cannot write {}", list.display()))?;
         let layer = archive.add(arch, &Contents::of(&built)?)?;
-        packed.push(Packed { arch, binary: built.file, layer });
+        let binary = std::fs::metadata(&built.file)?.len();
+        packed.push(Packed { arch, binary, layer });
     }
     if packed.is_empty() {
         bail!("{}", left_out.join("; "));
@@ -121,27 +122,25 @@ pub(crate) async fn pack(wanted: &[Arch]) -> Result<Image> {
     Ok(Image { archive: file, packed, left_out })
 }
 
-fn describe(image: &Image) -> Result<String> {
+fn describe(image: &Image) -> String {
     let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
     let mut rows = Vec::new();
     for packed in &image.packed {
-        let binary = std::fs::metadata(&packed.binary)?.len();
         rows.push(vec![
             packed.arch.name().to_owned(),
-            megabytes(binary),
+            megabytes(packed.binary),
             megabytes(packed.layer.compressed),
             packed.layer.digest.clone(),
         ]);
     }
     let table = table(&["arch", "binary", "compressed", "layer"], &rows);
-    Ok(format!("{table}\n{}", image.archive.display()))
+    format!("{table}\n{}", image.archive.display())
 }
 
-fn judge(image: &Image) -> Result<Counts> {
+fn judge(image: &Image) -> Counts {
     let mut counts = Counts { skipped: image.left_out.len(), ..Counts::default() };
     for packed in &image.packed {
-        let binary = std::fs::metadata(&packed.binary)?.len();
-        if binary <= MOST_BINARY && packed.layer.compressed <= MOST_COMPRESSED {
+        if packed.binary <= MOST_BINARY && packed.layer.compressed <= MOST_COMPRESSED {
             counts.passed += 1;
         } else {
             println!(
@@ -152,5 +151,5 @@ fn judge(image: &Image) -> Result<Counts> {
         }
     }
     println!("{counts}");
-    Ok(counts)
+    counts
 }

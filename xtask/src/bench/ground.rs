@@ -13,9 +13,10 @@ use super::asking::Asking;
 use super::contest::{Reference, Server};
 use super::watched::Watched;
 use super::wrk::{Client, SCRIPT};
-use super::{CLIENTS, SERVERS};
+use super::{CLIENTS, PATIENCE, SERVERS};
 use crate::agent::{Agent, Ports, free_ports};
 use crate::build::Binaries;
+use crate::clock::until;
 use crate::demo::network::Network;
 use crate::demo::thief::Attribution;
 use crate::eks::{Eks, PodName};
@@ -195,7 +196,7 @@ impl<'a> Ground<'a> {
         let mut guard = Process::spawn("the other agent", shell, &self.log("against"))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let token = tokens.all.first().context("no token")?;
-        super::until(&format!("`{command}` serves credentials at {address}"), async || {
+        until(&format!("`{command}` serves credentials at {address}"), PATIENCE, async || {
             guard.check()?;
             Ok(match Asking::open(&self.place, address).await {
                 Ok(mut asking) => asking.ask(token).await.is_ok(),

@@ -6,10 +6,12 @@ use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 use tokio::time::sleep;
 
+use super::PATIENCE;
 use super::asking::Asking;
 use super::ground::{Ground, Running};
 use super::row::{Goal, Row, Unit};
 use crate::agent::Agent;
+use crate::clock::until;
 use crate::report::step;
 
 const TOKENS: [usize; 2] = [1_000, 10_000];
@@ -59,7 +61,7 @@ pub(crate) async fn measure(ground: &Ground<'_>) -> Result<Vec<Row>> {
         anyhow::Ok(())
     }))
     .await?;
-    super::until("all connections are closed", async || {
+    until("all connections are closed", PATIENCE, async || {
         Ok(agent.guard.metric("podcred_connections").await? == 0)
     })
     .await?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ use super::{Findings, dashboard_queries, deploy};
 use crate::agent::Agent;
 use crate::build::{self, Profile, target};
 use crate::cgroup::PodCgroups;
-use crate::clock::Stopwatch;
+use crate::clock::until;
 use crate::demo::network::Network;
 use crate::demo::thief::Attribution;
 use crate::eks::{Eks, PodName};
@@ -78,9 +78,10 @@ pub(super) async fn check(findings: &mut Findings, prometheus: &Path) -> Result<
     let good = node.pod(0, "app", &[]).await?;
     let thief = node.pod(1, "app", &[&good.token]).await?;
     let refused = node.pod(2, "unknown", &["rubbish"]).await?;
-    prometheus
-        .until("pods are served", async || Ok(prometheus.value("podcred_served_total").await?.is_some()))
-        .await?;
+    until("pods are served", PATIENCE, async || {
+        Ok(prometheus.value("podcred_served_total").await?.is_some())
+    })
+    .await?;
 
     eks.set(json!({ "outage": "refuse" })).await?;
     let mut late = Vec::new();
@@ -88,13 +89,13 @@ pub(super) async fn check(findings: &mut Findings, prometheus: &Path) -> Result<
         late.push(node.pod(3 + index, "late", &[]).await?);
     }
     let fires =
-        prometheus.until("the alerts of an outage fire", async || prometheus.all_fire(true).await).await;
+        until("the alerts of an outage fire", PATIENCE, async || prometheus.all_fire(true).await).await;
     findings.note("an outage of EKS Auth raises its alerts in a real Prometheus", fires);
     findings
         .note("every query of the dashboard finds data of a running agent", prometheus.has_all_data().await);
     eks.set(json!({ "outage": "off" })).await?;
     let clear =
-        prometheus.until("the alerts of an outage end", async || prometheus.all_fire(false).await).await;
+        until("the alerts of an outage end", PATIENCE, async || prometheus.all_fire(false).await).await;
     findings.note("its end ends them", clear);
 
     drop((good, thief, refused, late));
@@ -164,7 +165,7 @@ impl Prometheus {
         let place = network.node.clone();
         let prometheus = Prometheus { process, _folder: folder, place, address };
         let answers = async || Ok(prometheus.value("vector(1)").await.is_ok());
-        let ready = prometheus.until("Prometheus is ready", answers).await;
+        let ready = until("Prometheus is ready", PATIENCE, answers).await;
         ready.with_context(|| prometheus.process.log_tail())?;
         Ok(prometheus)
     }
@@ -190,7 +191,7 @@ impl Prometheus {
         let mut without = dashboard_queries("10s", "1m")?;
         without.retain(|query| !IDLE.iter().any(|family| query.contains(family)));
         // A rate has two samples of a family that may have begun a moment ago.
-        let outcome = self.until("all queries have data", async || {
+        let outcome = until("all queries have data", PATIENCE, async || {
             let mut left = Vec::new();
             for query in std::mem::take(&mut without) {
                 let result = self.value(&query).await?.unwrap_or_default();
@@ -202,17 +203,6 @@ impl Prometheus {
             Ok(without.is_empty())
         });
         outcome.await.with_context(|| format!("no data for {without:#?}"))
-    }
-
-    async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-        let clock = Stopwatch::start();
-        while clock.elapsed() < PATIENCE {
-            if holds().await? {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        bail!("it does not hold within {} s that {what}", PATIENCE.as_secs())
     }
 }
 
