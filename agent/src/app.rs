@@ -1,6 +1,5 @@
 //! The wiring of `podcred server`: what is made, in which order, and who is given what.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::slice;
 use std::sync::Arc;
 
@@ -21,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::{ServerConfig, Switch, Verify};
 use crate::credentials::{Credentials, Settings};
 use crate::eks_auth::{ClientConfig, EksAuthClient};
+use crate::listeners::Listeners;
 use crate::metrics::{Kernel, Metrics, PodSample, Snapshot};
 use crate::node_pods::{Delegates, NodePods};
 use crate::pods::Pods;
@@ -31,12 +31,6 @@ use crate::{server, upkeep};
 const METRICS_CONNECTIONS: usize = 32;
 /// Verified tokens kept: about forty for each pod that fits on a node.
 const VERIFIED_TOKENS: usize = 10_000;
-
-/// The pods' listeners, and what to say of those that could not be bound.
-struct Bound {
-    listeners: Vec<TcpListener>,
-    skipped: Vec<String>,
-}
 
 /// Serves until `cancel`led. An error is something that must be mended before the agent can run at all.
 pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), String> {
@@ -54,17 +48,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             "without --node-name tokens of other nodes' pods are not told apart"
         );
     }
-    // Then listening: what connects from here on waits in the backlog instead of being refused, and Java's six
-    // attempts at a closed port are over in 29 ms.
-    let bound = bind(&config, &attribution, &metrics)?;
-    let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes = server::listen(probes, |_, _| Ok(()))
-        .map_err(|error| format!("--probe-port: {probes} cannot be bound: {error}"))?;
-    let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes = server::listen(scrapes, |_, _| Ok(()))
-        .map_err(|error| format!("--metrics-port: {scrapes} cannot be bound: {error}"))?;
-    let control = ControlListener::bind(&config.control_socket).await;
-
+    let background = TaskTracker::new();
     let issuer = match &config.issuer {
         Some(issuer) => issuer.clone(),
         None => issuer_from_token_file(&config.token_file)?,
@@ -75,15 +59,27 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     };
     let http = source.client()?;
     let keys = Arc::new(Keys::new(source, http));
-    let eks_auth = EksAuthClient::connect(&ClientConfig {
+    background.spawn(Arc::clone(&keys).run(clock.clone(), cancel.clone()));
+    let control = ControlListener::bind(&config.control_socket).await;
+    let client = ClientConfig {
         cluster_name: config.cluster_name.clone(),
         endpoint: config.endpoint.clone(),
         rotate_credentials: config.rotate_credentials,
         node_name: config.node_name.clone(),
         instance_id: config.instance_id.clone(),
         zone: config.zone.clone(),
-    })
-    .await?;
+    };
+    // Listening first: what connects from here on waits in the backlog instead of being refused. And all else beside it,
+    // so that an agent that had to wait for its ports serves at once when it has them.
+    let ready = async {
+        tokio::try_join!(
+            biased;
+            Listeners::bind(&config, &attribution, &metrics, &clock),
+            EksAuthClient::connect(&client),
+        )
+    };
+    let Some(ready) = cancel.run_until_cancelled(ready).await else { return Ok(()) };
+    let (listeners, eks_auth) = ready?;
     let settings = Settings {
         max_cache_size: if config.caching() { config.max_cache_size } else { 0 },
         retention: config.max_credential_retention,
@@ -112,21 +108,19 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         wait: config.eks_auth_wait,
         credentials: credentials.clone(),
         metrics,
-        clock: clock.clone(),
+        clock,
         logged: Logged::default(),
     });
     tracing::info!(
         event = "serving",
         version = env!("CARGO_PKG_VERSION"),
         cluster = config.cluster_name,
-        credentials = addresses(&bound.listeners),
-        probes = addresses(slice::from_ref(&probes)),
-        metrics = addresses(slice::from_ref(&scrapes)),
+        credentials = addresses(&listeners.pods),
+        probes = addresses(slice::from_ref(&listeners.probes)),
+        metrics = addresses(slice::from_ref(&listeners.scrapes)),
         "podcred serves credentials"
     );
 
-    let background = TaskTracker::new();
-    background.spawn(Arc::clone(&keys).run(clock, cancel.clone()));
     background.spawn(upkeep::run(
         Arc::clone(&service),
         config.imds.clone(),
@@ -143,19 +137,19 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         background.spawn(async move { credentials.run(cancel).await });
     }
     {
-        let (keys, skipped, service) = (Arc::clone(&keys), bound.skipped, Arc::clone(&service));
+        let (keys, skipped, service) = (Arc::clone(&keys), listeners.skipped, Arc::clone(&service));
         let control = control.as_ref().err().map(ToString::to_string);
         let listed_pods = watched_node.map(|_| Arc::clone(&node_pods));
         let readiness = move || {
             let listed = listed_pods.as_ref().map(|pods| pods.is_complete());
             readiness(&keys, &skipped, control.as_deref(), &service, listed)
         };
-        background.spawn(serve_probes(probes, readiness, cancel.clone()));
+        background.spawn(serve_probes(listeners.probes, readiness, cancel.clone()));
     }
     {
         let service = Arc::clone(&service);
         background.spawn(serve_metrics(
-            scrapes,
+            listeners.scrapes,
             move || scrape(&service, &keys),
             METRICS_CONNECTIONS,
             cancel.clone(),
@@ -173,43 +167,11 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             tracing::warn!(event = "control_socket_missing", %problem, "podcred flush will not reach this agent");
         }
     }
-    server::serve(bound.listeners, service, max_connections, config.shutdown_grace, cancel).await;
+    server::serve(listeners.pods, service, max_connections, config.shutdown_grace, cancel).await;
     background.close();
     background.wait().await;
     tracing::info!(event = "stopped", "podcred has stopped");
     Ok(())
-}
-
-/// Binds what can be bound. A node without IPv6 has no fd00:ec2::23, and its pods do not ask there.
-fn bind(config: &ServerConfig, attribution: &Attribution, metrics: &Metrics) -> Result<Bound, String> {
-    let mut bound = Bound { listeners: Vec::new(), skipped: Vec::new() };
-    for host in &config.bind_hosts {
-        let address = SocketAddr::new(*host, config.port);
-        match server::listen(address, |socket, address| attribution.prepare(socket, address)) {
-            Ok(listener) => {
-                metrics.listener(&host.to_string(), true);
-                bound.listeners.push(listener);
-            }
-            Err(error) => {
-                metrics.listener(&host.to_string(), false);
-                let problem = format!("{address} cannot be bound: {error}");
-                tracing::warn!(
-                    event = "listener_skipped",
-                    %problem,
-                    "an address is not served; `podcred initialize` makes the link-local ones"
-                );
-                bound.skipped.push(problem);
-            }
-        }
-    }
-    if bound.listeners.is_empty() {
-        let problems = bound.skipped.join("; ");
-        return Err(format!(
-            "--bind-hosts: no address can be served: {problems}. Run `podcred initialize` on this node first, and \
-             see that no other agent holds the port"
-        ));
-    }
-    Ok(bound)
 }
 
 fn attribution_settings(config: &ServerConfig) -> attribute::Settings {

@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod doctor;
 pub mod eks_auth;
 pub mod link;
+pub mod listeners;
 mod locks;
 pub mod logging;
 pub mod memory;

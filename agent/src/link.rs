@@ -2,6 +2,8 @@
 //!
 //! It reads what is there, makes what is missing, and touches nothing that is not podcred's.
 
+mod listening;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,6 +15,7 @@ use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
+use self::listening::listening;
 use crate::config::{InitializeConfig, Ipv6};
 
 pub const LINK: &str = "pod-id-link0";
@@ -50,6 +53,11 @@ pub enum LinkError {
          `ip route` show it) and run initialize again"
     )]
     Conflict { address: IpAddr, what: &'static str, interface: String },
+    #[error(
+        "an agent serves {address}, and its pods would lose it with the device {LINK}: stop that agent on this node \
+         first, or leave the device to it"
+    )]
+    Served { address: IpAddr },
     #[error(
         "this network namespace has no IPv6 (no kernel support, or net.ipv6.conf.*.disable_ipv6 is 1), and --ipv6 on \
          asks for it: give --ipv6 auto or off, or turn IPv6 on"
@@ -93,7 +101,7 @@ async fn set_up(netlink: &Netlink, ipv6: Ipv6) -> Result<Outcome, LinkError> {
         netlink.bring_up(index).await?;
         changes.push("brought it up".to_owned());
     }
-    for address in wanted {
+    for &address in &wanted {
         if !netlink.addresses().await?.contains(&(index, address)) {
             match netlink.add_address(index, address).await {
                 Err(LinkError::NoIpv6) if ipv6 == Ipv6::Auto => {
@@ -109,6 +117,7 @@ async fn set_up(netlink: &Netlink, ipv6: Ipv6) -> Result<Outcome, LinkError> {
             changes.push(format!("added the route to {address}"));
         }
     }
+    tell_who_serves(&wanted);
     if changes.is_empty() {
         info!(link = LINK, "already set up, nothing to do");
         return Ok(Outcome::AlreadySo);
@@ -117,12 +126,43 @@ async fn set_up(netlink: &Netlink, ipv6: Ipv6) -> Result<Outcome, LinkError> {
     Ok(Outcome::Changed)
 }
 
+/// The official agent's link is podcred's too, and by itself no sign of it; its listener is one.
+fn tell_who_serves(ours: &[IpAddr]) {
+    let listening = match listening() {
+        Ok(listening) => listening,
+        Err(error) => {
+            warn!(event = "listeners_unknown", %error, "whether an agent serves here already cannot be seen");
+            return;
+        }
+    };
+    if let Some(address) = listening.iter().find(|address| ours.contains(address)) {
+        warn!(
+            event = "port_taken",
+            %address,
+            "an agent serves this address already. If it is the EKS Pod Identity Agent, keep that off this node, as \
+             docs/migrate.md shows: `podcred server` waits for the port, and takes it the moment that agent ends"
+        );
+    } else if listening.iter().any(IpAddr::is_unspecified) {
+        warn!(
+            event = "port_taken",
+            "a process listens on port 80 of all addresses, so that `podcred server` cannot serve on this link's: if it is \
+             an ingress on the host's network, have it listen on the addresses that it needs"
+        );
+    }
+}
+
 /// The addresses and routes go with their device.
 async fn remove(netlink: &Netlink) -> Result<Outcome, LinkError> {
     let Some(link) = netlink.link().await? else {
         info!(link = LINK, "not there, nothing to remove");
         return Ok(Outcome::AlreadySo);
     };
+    let ours = [IpAddr::V4(IPV4), IpAddr::V6(IPV6)];
+    let listening = listening()
+        .map_err(|source| LinkError::Kernel { doing: "reading who listens on the device".to_owned(), source })?;
+    if let Some(address) = listening.into_iter().find(|address| ours.contains(address)) {
+        return Err(LinkError::Served { address });
+    }
     let removed = netlink.handle.link().del(index(&link)).execute().await;
     match removed.map_err(|e| problem(format!("removing the device {LINK}"), e)) {
         Err(e) if e.is(Errno::NODEV) => Ok(Outcome::AlreadySo),

@@ -212,6 +212,38 @@ fn a_route_over_another_device_is_a_conflict_that_names_it() {
 }
 
 #[test]
+fn an_agent_that_serves_already_is_found_and_the_way_to_change_over_named() {
+    let Some(ns) = Namespace::new() else { return };
+    assert!(!ns.initialized(&[]).contains("port_taken"), "nobody listens yet");
+    for (address, advice) in [
+        ("169.254.170.23:80", "docs/migrate.md"),
+        ("[fd00:ec2::23]:80", "docs/migrate.md"),
+        ("0.0.0.0:80", "an ingress"),
+        ("[::]:80", "an ingress"),
+    ] {
+        let other = ns.listen(address.parse().unwrap()).unwrap();
+        let log = ns.initialized(&[]);
+        assert!(log.contains("port_taken") && log.contains(advice), "{address}: {log}");
+        drop(other);
+        assert!(!ns.initialized(&[]).contains("port_taken"), "{address}: nobody listens any more");
+    }
+}
+
+#[test]
+fn the_device_is_not_taken_from_an_agent_that_serves_on_it() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.initialized(&[]);
+    for address in ["169.254.170.23:80", "[fd00:ec2::23]:80"] {
+        let other = ns.listen(address.parse().unwrap()).unwrap();
+        let log = ns.refused(&["--remove"]);
+        assert!(log.contains("stop that agent") && ns.exists(), "{address}: {log}");
+        drop(other);
+    }
+    let _ingress = ns.listen("0.0.0.0:80".parse().unwrap()).unwrap();
+    assert!(ns.initialized(&["--remove"]).contains("removed"), "an ingress does not need the device");
+}
+
+#[test]
 fn a_missing_privilege_is_named() {
     let Some(ns) = Namespace::new() else { return };
     let output = ns

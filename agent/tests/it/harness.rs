@@ -80,6 +80,17 @@ impl Agent {
     }
 
     fn spawn(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
+        let mut agent = Agent::begin(eks, args, env);
+        agent.until_serving();
+        agent
+    }
+
+    /// An agent that may have to wait for its ports.
+    pub(crate) fn begin_at(eks: &SimulatedEks, port: u16) -> Agent {
+        Agent::begin(eks, &["--issuer", eks.issuer(), "--port", &port.to_string()], &[])
+    }
+
+    fn begin(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
         let home = tempfile::tempdir().expect("a folder");
         let control_socket = home.path().join("run/control.sock");
         let node = eks.node_credentials();
@@ -119,7 +130,7 @@ impl Agent {
         let deaf = Arc::new(AtomicBool::new(false));
         let mut child = command.spawn().expect("the agent's binary starts");
         let (logs, events) = follow(child.stderr.take().expect("stderr is piped"), Arc::clone(&deaf));
-        let mut agent = Agent {
+        Agent {
             child,
             credentials: SocketAddr::from(([127, 0, 0, 1], 0)),
             probes: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -130,8 +141,11 @@ impl Agent {
             events: Mutex::new(events),
             client: reqwest::Client::builder().no_proxy().build().expect("a client"),
             _home: home,
-        };
-        let serving = agent.event("serving");
+        }
+    }
+
+    pub(crate) fn until_serving(&mut self) {
+        let serving = self.event("serving");
         let address = |name: &str| {
             let text = serving[name].as_str().unwrap_or_default();
             text.split(',')
@@ -139,10 +153,9 @@ impl Agent {
                 .and_then(|first| first.parse().ok())
                 .unwrap_or_else(|| panic!("{name}: {serving}"))
         };
-        agent.credentials = address("credentials");
-        agent.probes = address("probes");
-        agent.metrics = address("metrics");
-        agent
+        self.credentials = address("credentials");
+        self.probes = address("probes");
+        self.metrics = address("metrics");
     }
 
     /// The next log line of this kind.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use loadtest::eks::PodToken;
+use loadtest::eks::{Config, PodToken, SimulatedEks};
 
 use crate::harness::{Agent, BROKEN, Node};
 
@@ -40,10 +40,39 @@ async fn an_address_that_cannot_be_bound_is_skipped_and_reported_as_long_as_anot
 fn no_address_at_all_and_a_taken_port_are_clear_errors() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
     let port = taken.local_addr().expect("bound").port().to_string();
-    let (status, text) = server(&["--bind-hosts", "127.0.0.1", "--port", &port]);
-    assert!(status != Some(0) && text.contains(&format!("127.0.0.1:{port}")), "{text}");
-    let (status, text) = server(&["--bind-hosts", "127.0.0.1", "--port", "0", "--probe-port", &port]);
-    assert!(status != Some(0) && text.contains("--probe-port"), "{text}");
+    let at_once = ["--bind-hosts", "127.0.0.1", "--port-wait", "0s"];
+    let (status, text) = server(&[&at_once[..], &["--port", &port]].concat());
+    assert!(status == Some(1) && text.contains(&format!("another process listens on 127.0.0.1:{port}")), "{text}");
+    let (status, text) = server(&[&at_once[..], &["--port", "0", "--probe-port", &port]].concat());
+    assert!(status == Some(1) && text.contains("--probe-port: another process listens"), "{text}");
+    let (status, text) = server(&["--bind-hosts", "192.0.2.1", "--port", "0"]);
+    assert!(status == Some(1) && text.contains("192.0.2.1:0") && text.contains("podcred initialize"), "{text}");
+}
+
+#[tokio::test]
+async fn a_port_that_another_agent_holds_is_taken_when_it_is_free() {
+    let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
+    eks.create_association("web", "app", crate::harness::ROLE);
+    let other = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = other.local_addr().expect("bound");
+    let mut agent = Agent::begin_at(&eks, address.port());
+    assert_eq!(agent.event("port_taken")["address"], address.to_string());
+    drop(other);
+    agent.until_serving();
+    assert_eq!(agent.credentials, address);
+    agent.until_ready().await;
+    agent.ask(&eks.mint(PodToken::new("web", "app", "p")).token).await.key();
+    assert_eq!(agent.logs().matches("port_taken").count(), 1, "it says so once");
+}
+
+#[tokio::test]
+async fn an_agent_that_waits_for_its_port_ends_by_sigterm() {
+    let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
+    let other = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let mut agent = Agent::begin_at(&eks, other.local_addr().expect("bound").port());
+    agent.event("port_taken");
+    agent.terminate();
+    assert_eq!(agent.wait().code(), Some(0));
 }
 
 fn server(args: &[&str]) -> (Option<i32>, String) {
