@@ -25,7 +25,7 @@ use crate::metrics::{Kernel, Metrics, PodSample, Snapshot};
 use crate::node_pods::{Delegates, NodePods};
 use crate::pods::Pods;
 use crate::request::{Logged, Service};
-use crate::{server, upkeep};
+use crate::{server, startup_taint, upkeep};
 
 /// The metrics port is open to the network: it must not be a way to the agent's file descriptors.
 const METRICS_CONNECTIONS: usize = 32;
@@ -140,11 +140,17 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         let (keys, skipped, service) = (Arc::clone(&keys), listeners.skipped, Arc::clone(&service));
         let control = control.as_ref().err().map(ToString::to_string);
         let listed_pods = watched_node.map(|_| Arc::clone(&node_pods));
-        let readiness = move || {
+        let readiness = Arc::new(move || {
             let listed = listed_pods.as_ref().map(|pods| pods.is_complete());
             readiness(&keys, &skipped, control.as_deref(), &service, listed)
-        };
-        background.spawn(serve_probes(listeners.probes, readiness, cancel.clone()));
+        });
+        if let (Some(taint), Some(node)) = (config.startup_taint, config.node_name) {
+            let (readiness, cancel) = (Arc::clone(&readiness), cancel.clone());
+            background.spawn(async move {
+                startup_taint::remove(&taint, &node, || readiness().is_ready(), cancel).await;
+            });
+        }
+        background.spawn(serve_probes(listeners.probes, move || readiness(), cancel.clone()));
     }
     {
         let service = Arc::clone(&service);

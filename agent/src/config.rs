@@ -223,6 +223,11 @@ pub struct ServerConfig {
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub node_name: Option<String>,
 
+    /// Key of a taint to take off this node once the agent is ready to serve [default: none]
+    #[arg(long, env = "PODCRED_STARTUP_TAINT", value_name = "KEY",
+        value_parser = Checked(values::taint_key), help_heading = OWN)]
+    pub startup_taint: Option<String>,
+
     /// EC2 instance id of this node, told to EKS Auth
     #[arg(long, env = "PODCRED_INSTANCE_ID", value_name = "ID",
         value_parser = Checked(values::identifier), help_heading = OWN)]
@@ -272,6 +277,10 @@ pub struct InitializeConfig {
     /// Remove the device, with its addresses and routes, instead of making it
     #[arg(long)]
     pub remove: bool,
+
+    /// When done, stay until SIGTERM: a DaemonSet's pod has to have a container that runs
+    #[arg(long)]
+    pub stay: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -359,6 +368,11 @@ impl ServerConfig {
     }
 
     fn check_attribution(&self) -> Result<(), String> {
+        if self.startup_taint.is_some() && self.node_name.is_none() {
+            return Err(
+                "--startup-taint needs --node-name: the taint is taken off the node of that name".to_owned()
+            );
+        }
         let named = [
             ("--delegate", !self.verification.delegates.is_empty()),
             ("--imds-except", !self.imds.except.is_empty()),

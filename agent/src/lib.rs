@@ -28,6 +28,7 @@ pub mod reject;
 pub mod request;
 pub mod server;
 mod sockopt;
+pub mod startup_taint;
 #[cfg(test)]
 mod testing;
 pub mod upkeep;

@@ -158,8 +158,10 @@ async fn remove(netlink: &Netlink) -> Result<Outcome, LinkError> {
         return Ok(Outcome::AlreadySo);
     };
     let ours = [IpAddr::V4(IPV4), IpAddr::V6(IPV6)];
-    let listening = listening()
-        .map_err(|source| LinkError::Kernel { doing: "reading who listens on the device".to_owned(), source })?;
+    let listening = listening().map_err(|source| LinkError::Kernel {
+        doing: "reading who listens on the device".to_owned(),
+        source,
+    })?;
     if let Some(address) = listening.into_iter().find(|address| ours.contains(address)) {
         return Err(LinkError::Served { address });
     }

@@ -42,17 +42,11 @@ fn server(config: ServerConfig) -> Result<(), String> {
     let runtime = runtime(Builder::new_multi_thread().worker_threads(config.workers))?;
     runtime.block_on(async {
         let cancel = CancellationToken::new();
-        let mut terminate =
-            signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM cannot be handled: {e}"))?;
-        let mut interrupt =
-            signal(SignalKind::interrupt()).map_err(|e| format!("SIGINT cannot be handled: {e}"))?;
+        let stop = stop_signals()?;
         tokio::spawn({
             let cancel = cancel.clone();
             async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
+                stop.await;
                 cancel.cancel();
             }
         });
@@ -60,12 +54,29 @@ fn server(config: ServerConfig) -> Result<(), String> {
     })
 }
 
+/// Ends with the first SIGTERM or SIGINT from now on.
+fn stop_signals() -> Result<impl Future<Output = ()>, String> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM cannot be handled: {e}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|e| format!("SIGINT cannot be handled: {e}"))?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
 fn initialize(config: InitializeConfig) -> Result<(), String> {
-    let outcome = runtime(&mut Builder::new_current_thread())?
-        .block_on(link::run(&config))
-        .map_err(|problem| format!("initialize: {problem}"))?;
-    tracing::debug!(?outcome, "initialize is done");
-    Ok(())
+    runtime(&mut Builder::new_current_thread())?.block_on(async {
+        let outcome = link::run(&config).await.map_err(|problem| format!("initialize: {problem}"))?;
+        tracing::debug!(?outcome, "initialize is done");
+        if config.stay {
+            stop_signals()?.await;
+        }
+        Ok(())
+    })
 }
 
 fn flush(config: &FlushConfig) -> Result<(), String> {

@@ -171,8 +171,8 @@ impl NodePods {
     }
 }
 
-/// The watcher paces its attempts; with retries of the client's own it would hear of a failure after minutes.
-async fn client() -> Result<Client, kube::Error> {
+/// Whoever uses it paces its attempts; with retries of the client's own it would hear of a failure after minutes.
+pub(crate) async fn client() -> Result<Client, kube::Error> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.default_retry = false;
     Client::try_from(config)

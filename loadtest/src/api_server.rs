@@ -1,7 +1,10 @@
-//! A simulated API server: the pods of a cluster, listed and watched as `GET /api/v1/pods` has it, and nothing else.
+//! A simulated API server: the pods of a cluster, listed and watched as `GET /api/v1/pods` has it, its nodes' taints, read
+//! and written under `/api/v1/nodes/NAME`, and nothing else.
 //!
 //! Changes are numbered; a watch goes on from the number that its list was of. Only the field selector
-//! `spec.nodeName=NAME` is known. Bookmarks, pages and compaction are not simulated.
+//! `spec.nodeName=NAME` is known. Bookmarks, pages and compaction are not simulated, and of patches only a merge of taints.
+
+mod nodes;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,6 +27,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::nodes::Node;
 
 /// What the API server knows of a pod.
 #[derive(Clone, Debug)]
@@ -66,6 +71,7 @@ struct Cluster {
     /// That of the latest change.
     version: u64,
     pods: BTreeMap<String, Value>,
+    nodes: BTreeMap<String, Node>,
     changes: Vec<Change>,
 }
 
@@ -83,8 +89,13 @@ impl ApiServer {
     pub async fn start() -> Result<ApiServer> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("a port of loopback")?;
         let address = listener.local_addr()?;
-        let cluster =
-            Cluster { access: Access::Granted, version: 1, pods: BTreeMap::new(), changes: Vec::new() };
+        let cluster = Cluster {
+            access: Access::Granted,
+            version: 1,
+            pods: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            changes: Vec::new(),
+        };
         let shared = Arc::new(Shared { cluster: watch::Sender::new(cluster), requests: AtomicU64::new(0) });
         let stop = CancellationToken::new();
         tokio::spawn(serve(listener, Arc::clone(&shared), stop.clone()));
@@ -166,34 +177,44 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTok
 }
 
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
-    let service = service_fn(|request| {
-        let response = answer(&shared, &request);
-        async { Ok::<_, Infallible>(response) }
-    });
+    let service = service_fn(async |request| Ok::<_, Infallible>(answer(&shared, request).await));
     if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
         tracing::debug!(%error, "connection ended");
     }
 }
 
-fn answer(shared: &Arc<Shared>, request: &Request<Incoming>) -> Response<Body> {
-    if request.uri().path() != "/api/v1/pods" {
-        return refusal(StatusCode::NOT_FOUND, "NotFound", "the simulation has pods only");
-    }
+async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path();
+    let Some(resource) = path.strip_prefix("/api/v1/") else {
+        return refusal(StatusCode::NOT_FOUND, "NotFound", "the simulation has pods and nodes only");
+    };
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let query = |name: &str| {
         let query = request.uri().query().unwrap_or_default().as_bytes();
         form_urlencoded::parse(query).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
     };
-    match shared.cluster.borrow().access {
+    let access = shared.cluster.borrow().access;
+    match access {
         Access::Granted => {}
         Access::Forbidden => {
-            let message = "pods is forbidden: User \"system:serviceaccount:kube-system:podcred\" cannot list resource \
-                           \"pods\" in API group \"\" at the cluster scope";
-            return refusal(StatusCode::FORBIDDEN, "Forbidden", message);
+            let kind = resource.split('/').next().unwrap_or_default();
+            let message = format!(
+                "{kind} is forbidden: User \"system:serviceaccount:kube-system:podcred\" cannot {} resource \"{kind}\" in \
+                 API group \"\" at the cluster scope",
+                if kind == "nodes" { "get" } else { "list" }
+            );
+            return refusal(StatusCode::FORBIDDEN, "Forbidden", &message);
         }
         Access::Down => {
             return refusal(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "simulated outage");
         }
+    }
+    if let Some(name) = resource.strip_prefix("nodes/") {
+        let name = name.to_owned();
+        return nodes::answer(shared, &name, request).await;
+    }
+    if resource != "pods" {
+        return refusal(StatusCode::NOT_FOUND, "NotFound", "the simulation has pods and nodes only");
     }
     let selector = query("fieldSelector").unwrap_or_default();
     let node = match selector.strip_prefix("spec.nodeName=") {

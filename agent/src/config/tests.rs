@@ -169,6 +169,11 @@ fn a_bad_value_is_refused_with_flag_value_and_what_is_allowed() {
         (&["--workers", "0"], ["--workers", "\"0\"", "from 1 to 256"]),
         (&["--verify", "on"], ["--verify", "\"on\"", "off, audit, enforce"]),
         (&["--node-name", "a b"], ["--node-name", "\"a b\"", "1 to 253 letters"]),
+        (&["--startup-taint", "a/b:NoSchedule"], ["--startup-taint", "\"a/b:NoSchedule\"", "key alone"]),
+        (&["--startup-taint", "/b"], ["--startup-taint", "\"/b\"", "key of a taint"]),
+        (&["--startup-taint", "a/b/c"], ["--startup-taint", "\"a/b/c\"", "key of a taint"]),
+        (&["--startup-taint", "podcred/new"], ["--startup-taint", "needs", "--node-name"]),
+        (&["--port-wait", "25h"], ["--port-wait", "\"25h\"", "0 to 24h"]),
         (&["--instance-id="], ["--instance-id", "\"\"", "1 to 253 letters"]),
         (&["--zone", "é"], ["--zone", "\"é\"", "1 to 253 letters"]),
         (&["--control-socket", "run/x"], ["--control-socket", "\"run/x\"", "absolute path"]),
@@ -243,10 +248,18 @@ fn go_runner_is_dropped_only_where_it_launches_something() {
 }
 
 #[test]
+fn a_taints_key_is_one_that_kubernetes_takes() {
+    for key in ["new", "podcred/agent-not-ready", "node.example.com/a_b.C"] {
+        let config = server(&["--node-name", "n", "--startup-taint", key]).unwrap();
+        assert_eq!(config.startup_taint.as_deref(), Some(key));
+    }
+}
+
+#[test]
 fn initialize_and_flush_take_their_flags() {
     let cli = parse(&["/go-runner", "/eks-pod-identity-agent", "initialize"]).unwrap();
     let Command::Initialize(config) = cli.command else { panic!("{cli:?}") };
-    assert_eq!(config, InitializeConfig { ipv6: Ipv6::Auto, remove: false });
+    assert_eq!(config, InitializeConfig { ipv6: Ipv6::Auto, remove: false, stay: false });
 
     let cli = parse(&["podcred", "flush", "prod/db"]).unwrap();
     let Command::Flush(config) = cli.command else { panic!("{cli:?}") };
@@ -267,7 +280,9 @@ fn every_flag_has_help_and_the_environment_variable_of_its_name() {
             let id = arg.get_id();
             assert!(arg.get_help().is_some(), "{id} of {} has no help", command.get_name());
             // A variable that turns a command into its opposite would be a trap.
-            let Some(long) = arg.get_long().filter(|long| *long != "remove") else { continue };
+            let Some(long) = arg.get_long().filter(|long| !["remove", "stay"].contains(long)) else {
+                continue;
+            };
             let expected = format!("PODCRED_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(expected.as_str()), "{id}");
             seen += 1;

@@ -134,6 +134,26 @@ pub(super) fn identifier(text: &str) -> Result<String, String> {
     Err("is not a name: 1 to 253 letters, digits, '-', '_', '.' and ':'".to_owned())
 }
 
+/// What Kubernetes takes as the key of a taint: a name, with or without a domain before it.
+pub(super) fn taint_key(text: &str) -> Result<String, String> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let part = |part: &str, longest: usize| {
+        (1..=longest).contains(&part.len())
+            && part.chars().all(inner)
+            && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.ends_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let valid = match text.split_once('/') {
+        Some((domain, name)) => part(domain, 253) && part(name, 63),
+        None => part(text, 63),
+    };
+    if valid {
+        return Ok(text.to_owned());
+    }
+    Err("is not the key of a taint: give the key alone, such as podcred/agent-not-ready, without value and effect"
+        .to_owned())
+}
+
 pub(super) fn port(text: &str) -> Result<u16, String> {
     // The kubelet gives every pod PODCRED_METRICS_PORT=tcp://… where its namespace has a Service named podcred-metrics.
     if text.starts_with("tcp://") {

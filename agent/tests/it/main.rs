@@ -5,5 +5,6 @@ mod harness;
 mod keys;
 mod operations;
 mod readme;
+mod startup_taint;
 mod tokens;
 mod upstream;

@@ -42,11 +42,17 @@ fn no_address_at_all_and_a_taken_port_are_clear_errors() {
     let port = taken.local_addr().expect("bound").port().to_string();
     let at_once = ["--bind-hosts", "127.0.0.1", "--port-wait", "0s"];
     let (status, text) = server(&[&at_once[..], &["--port", &port]].concat());
-    assert!(status == Some(1) && text.contains(&format!("another process listens on 127.0.0.1:{port}")), "{text}");
+    assert!(
+        status == Some(1) && text.contains(&format!("another process listens on 127.0.0.1:{port}")),
+        "{text}"
+    );
     let (status, text) = server(&[&at_once[..], &["--port", "0", "--probe-port", &port]].concat());
     assert!(status == Some(1) && text.contains("--probe-port: another process listens"), "{text}");
     let (status, text) = server(&["--bind-hosts", "192.0.2.1", "--port", "0"]);
-    assert!(status == Some(1) && text.contains("192.0.2.1:0") && text.contains("podcred initialize"), "{text}");
+    assert!(
+        status == Some(1) && text.contains("192.0.2.1:0") && text.contains("podcred initialize"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -203,7 +209,7 @@ async fn probes_say_what_is_missing_and_liveness_does_not_depend_on_it() {
 #[tokio::test]
 async fn enforce_without_attribution_serves_nobody_and_says_so() {
     let node = Node::start(&[]).await;
-    let agent = Agent::start_unready(&node.eks, &["--verify", "enforce"]);
+    let agent = Agent::start_unready(&node.eks, &["--verify", "enforce"], &[]);
     let answer = agent.ask(&node.pod("p").token).await;
     assert_eq!(answer.status, 503);
     assert!(answer.message().contains("--verify enforce"), "{answer:?}");
@@ -231,7 +237,7 @@ async fn audit_without_attribution_serves_and_says_what_it_lacks() {
 #[tokio::test]
 async fn nobody_can_be_denied_for_what_this_node_cannot_tell_of_anybody() {
     let node = Node::start(&[]).await;
-    let agent = Agent::start_unready(&node.eks, &["--verify-unattributed", "deny"]);
+    let agent = Agent::start_unready(&node.eks, &["--verify-unattributed", "deny"], &[]);
     let answer = agent.ask(&node.pod("p").token).await;
     assert_eq!((answer.status, answer.code()), (503, "ServiceUnavailable"));
     assert!(answer.message().contains("podcred doctor"), "{answer:?}");

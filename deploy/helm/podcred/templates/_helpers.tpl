@@ -105,7 +105,7 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 
 {{/* Whether the agent talks to the API server at all, and so needs its own token for it. */}}
 {{- define "podcred.asksApiServer" -}}
-{{- if or (include "podcred.watchesPods" .) (hasPrefix "https://kubernetes.default.svc" (.Values.agent.jwksUrl | default "")) }}true{{ else }}false{{ end }}
+{{- if or (include "podcred.watchesPods" .) .Values.agent.startupTaint (hasPrefix "https://kubernetes.default.svc" (.Values.agent.jwksUrl | default "")) }}true{{ else }}false{{ end }}
 {{- end }}
 
 {{/* What the pods of the agent and those that clean up have in common. */}}

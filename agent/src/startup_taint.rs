@@ -1,0 +1,98 @@
+//! The taint that keeps pods off a new node until its agent is ready.
+//!
+//! A pod that starts before its node has an agent gets no credentials, and Java's SDK gives up within milliseconds. Whoever
+//! makes the node (Karpenter, a node group) puts the taint on; the agent, whose DaemonSet tolerates it, takes it off.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+use kube::api::{Patch, PatchParams};
+use kube::core::{ApiResource, NotUsed, Object};
+use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::causes::chain;
+use crate::node_pods::client;
+
+/// Readiness has no event; a node that is new waits for much longer things.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+type Node = Object<NodeSpec, NotUsed>;
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct NodeSpec {
+    /// Written back as they were read, also in fields that are not known here.
+    #[serde(default)]
+    taints: Vec<Value>,
+}
+
+/// Takes the taints with this key off the node once `is_ready`, and is done.
+pub async fn remove(key: &str, node: &str, is_ready: impl Fn() -> bool, cancel: CancellationToken) {
+    let work = async {
+        while !is_ready() {
+            sleep(LOOK_AGAIN).await;
+        }
+        let mut told = false;
+        loop {
+            match attempt(key, node).await {
+                Ok(Attempt::Removed) => {
+                    tracing::info!(
+                        event = "startup_taint_removed",
+                        taint = key,
+                        node,
+                        "pods without a toleration can come to this node now"
+                    );
+                    return;
+                }
+                Ok(Attempt::NotThere) => return,
+                // Somebody else changed the node meanwhile, as the kubelet of a new one often does.
+                Ok(Attempt::Outrun) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!(
+                            event = "startup_taint_kept",
+                            taint = key,
+                            node,
+                            error = chain(&error),
+                            "the startup taint cannot be taken off this node, and keeps pods away from it: the \
+                             agent's service account needs `get` and `patch` on nodes. Tried again every 5 s"
+                        );
+                    }
+                    sleep(TRY_AGAIN).await;
+                }
+            }
+        }
+    };
+    cancel.run_until_cancelled(work).await;
+}
+
+enum Attempt {
+    Removed,
+    NotThere,
+    Outrun,
+}
+
+async fn attempt(key: &str, name: &str) -> Result<Attempt, kube::Error> {
+    let nodes = nodes(client().await?);
+    let Node { metadata, spec, .. } = nodes.get(name).await?;
+    let kept: Vec<&Value> = spec.taints.iter().filter(|taint| taint["key"] != key).collect();
+    if kept.len() == spec.taints.len() {
+        return Ok(Attempt::NotThere);
+    }
+    // A list is replaced as a whole; with its version the API server refuses to if another's change came between.
+    let patch =
+        json!({ "metadata": { "resourceVersion": metadata.resource_version }, "spec": { "taints": kept } });
+    match nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(Attempt::Removed),
+        Err(kube::Error::Api(status)) if status.code == StatusCode::CONFLICT.as_u16() => Ok(Attempt::Outrun),
+        Err(error) => Err(error),
+    }
+}
+
+fn nodes(client: Client) -> Api<Node> {
+    Api::all_with(client, &ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&()))
+}

@@ -1,0 +1,82 @@
+//! The taint that keeps pods off a node until its agent is ready.
+
+use std::path::PathBuf;
+
+use loadtest::api_server::{Access, ApiServer};
+use loadtest::eks::{Config, Outage, SimulatedEks};
+use serde_json::{Value, json};
+
+use crate::harness::Agent;
+
+const NODE: &str = "ip-10-0-1-17.eu-west-1.compute.internal";
+const KEY: &str = "podcred/agent-not-ready";
+
+struct Cluster {
+    eks: SimulatedEks,
+    api: ApiServer,
+    kubeconfig: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// The issuer is away, without whose keys no agent is ready.
+    async fn start(taints: Value, outruns: u32) -> Cluster {
+        let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
+        eks.settings(|s| s.issuer_outage = Outage::Refuse);
+        let api = ApiServer::start().await.expect("the simulated API server starts");
+        api.add_node(NODE, taints, outruns);
+        let folder = tempfile::tempdir().expect("a folder");
+        let kubeconfig = folder.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, api.kubeconfig()).expect("a file");
+        Cluster { eks, api, kubeconfig, _folder: folder }
+    }
+
+    fn agent(&self) -> Agent {
+        let flags = ["--node-name", NODE, "--startup-taint", KEY];
+        Agent::start_unready(&self.eks, &flags, &[("KUBECONFIG", self.kubeconfig.as_os_str())])
+    }
+
+    fn issuer_comes_back(&self) {
+        self.eks.settings(|s| s.issuer_outage = Outage::Off);
+    }
+}
+
+fn taint(key: &str, effect: &str) -> Value {
+    json!({ "key": key, "value": "x", "effect": effect, "timeAdded": "2026-11-21T10:00:00Z" })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_taken_off_when_the_agent_is_ready_and_others_stay_as_they_are() {
+    let others = [taint("node.kubernetes.io/not-ready", "NoExecute"), taint("dedicated", "NoSchedule")];
+    let taints = json!([others[0], taint(KEY, "NoSchedule"), others[1], taint(KEY, "NoExecute")]);
+    let cluster = Cluster::start(taints.clone(), 2).await;
+    let agent = cluster.agent();
+    assert_eq!(agent.probe("/readyz").await.0, 503);
+    assert_eq!(cluster.api.taints(NODE), taints, "the agent is not ready");
+    cluster.issuer_comes_back();
+    assert_eq!(agent.event("startup_taint_removed")["taint"], KEY);
+    assert_eq!(agent.probe("/readyz").await.0, 200);
+    assert_eq!(
+        cluster.api.taints(NODE),
+        json!(others),
+        "also though others changed the node twice meanwhile"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_leave_to_change_nodes_the_agent_says_so_once_and_goes_on_trying() {
+    let cluster = Cluster::start(json!([taint(KEY, "NoSchedule")]), 0).await;
+    cluster.api.set_access(Access::Forbidden);
+    let agent = cluster.agent();
+    cluster.issuer_comes_back();
+    let told = agent.event("startup_taint_kept");
+    assert!(told["error"].as_str().unwrap().contains("forbidden"), "{told}");
+    assert!(told["message"].as_str().unwrap().contains("`patch` on nodes"), "{told}");
+    while cluster.api.requests() < 2 {
+        tokio::task::yield_now().await;
+    }
+    cluster.api.set_access(Access::Granted);
+    agent.event("startup_taint_removed");
+    assert_eq!(cluster.api.taints(NODE), json!([]));
+    assert_eq!(agent.logs().matches("startup_taint_kept").count(), 1);
+}
