@@ -99,7 +99,7 @@ fn a_rollout_serves_every_pod_by_one_call_a_role() {
     assert_eq!((run.totals.pods, run.totals.served, run.totals.failed), (300, 300, 0));
     assert_eq!(run.totals.eks_auth_calls, Some(5));
     assert_eq!(run.timeline.last().unwrap().one_call_a_pod, 300);
-    assert_eq!(run.groups.len(), 6, "all pods, and each SDK");
+    assert_eq!(run.groups.len(), 7, "all pods, and each SDK");
 }
 
 #[test]
@@ -189,6 +189,18 @@ fn a_restart_is_survived_by_those_that_wait_between_attempts() {
     let run = scenario.run(&[]);
     assert_eq!(run.marks.len(), 4);
     assert_eq!((group(&run, "boto3").failed, group(&run, "js").failed), (0, 0));
+}
+
+#[test]
+fn a_node_changes_over_to_podcred_and_back_and_pods_see_nothing_of_it() {
+    let Some(scenario) = Scenario::new("changeover") else { return };
+    let run = scenario.run(&[]);
+    assert_eq!(run.marks.len(), 2);
+    for client in ["boto3", "js", "go", "crt"] {
+        assert_eq!(group(&run, client).failed, 0, "{client}");
+    }
+    // The stand-in asks EKS Auth for each of 200 pods, before and after; podcred for each of 5 roles between.
+    assert_eq!(run.totals.eks_auth_calls, Some(200 + 5 + 200));
 }
 
 #[test]

@@ -1,13 +1,15 @@
-//! podcred as a process, on the simulated node or on loopback.
+//! The agent of the simulated node, or on loopback: podcred as a process, and where a run changes over, the one before it.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+mod log;
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{ChildStderr, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use self::log::Log;
 use super::http::Endpoint;
 use super::proc;
 use crate::clock;
@@ -27,30 +30,33 @@ const READY: Duration = Duration::from_secs(30);
 /// Above the agent's own grace.
 const GONE: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-const LINES_KEPT: usize = 30;
 
-/// The process of the agent that runs; 0 where none does.
-static RUNNING: AtomicI32 = AtomicI32::new(0);
+/// The processes of agents that run, which are two while one takes the other's place; 0 where none does.
+static RUNNING: [AtomicI32; 2] = [AtomicI32::new(0), AtomicI32::new(0)];
 
 /// For an end that drops nothing: the agent, which is in a process group of its own, would run on.
 pub(super) fn kill_now() {
-    let pid = RUNNING.swap(0, Ordering::AcqRel);
-    if pid > 0 {
-        // It may have ended by itself.
-        let _killed = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    for running in &RUNNING {
+        let pid = running.swap(0, Ordering::AcqRel);
+        if pid > 0 {
+            // It may have ended by itself.
+            let _killed = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 
-/// podcred, which ends with this.
+/// The agent that runs, which ends with this.
 #[derive(Debug)]
 pub struct Agent {
-    binary: PathBuf,
-    arguments: Vec<String>,
+    /// podcred, or the one before it.
+    program: Program,
+    /// The one that is to take its place.
+    other: Option<Program>,
     environment: Vec<(&'static str, String)>,
     /// Where the kernel tells callers apart; without a node everything is loopback.
     node: Option<Arc<Node>>,
     endpoint: Endpoint,
-    running: Option<(Process, JoinHandle<()>)>,
+    running: Option<Running>,
     /// Processor time of those that were stopped.
     former_cpu: f64,
     peak: u64,
@@ -58,25 +64,88 @@ pub struct Agent {
     _home: tempfile::TempDir,
 }
 
+#[derive(Debug)]
+struct Program {
+    kind: Kind,
+    binary: PathBuf,
+    arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Podcred,
+    /// An agent with the official one's contract.
+    StandIn,
+}
+
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    follower: JoinHandle<()>,
+    /// Its place among the processes that [`kill_now`] knows.
+    known: &'static AtomicI32,
+}
+
 impl Agent {
     /// Returns when it serves. `more` are further flags.
     pub fn start(
-        binary: &std::path::Path,
+        binary: &Path,
         more: &[String],
         eks: &SimulatedEks,
         node: Option<Arc<Node>>,
     ) -> Result<Agent> {
-        let binary = binary.canonicalize().with_context(|| {
-            format!(
-                "{} is not there: cargo build --release -p podcred, or name another by --binary",
-                binary.display()
-            )
-        })?;
+        Agent::start_with(None, binary, more, eks, node)
+    }
+
+    /// Starts a stand-in for the official agent, which podcred is to follow.
+    pub(super) fn start_stand_in(
+        stand_in: &Path,
+        binary: &Path,
+        more: &[String],
+        eks: &SimulatedEks,
+        node: Option<Arc<Node>>,
+    ) -> Result<Agent> {
+        Agent::start_with(Some(stand_in), binary, more, eks, node)
+    }
+
+    fn start_with(
+        before: Option<&Path>,
+        binary: &Path,
+        more: &[String],
+        eks: &SimulatedEks,
+        node: Option<Arc<Node>>,
+    ) -> Result<Agent> {
+        let found = |binary: &Path, package: &str| {
+            binary.canonicalize().with_context(|| {
+                format!(
+                    "{} is not there: cargo build --release -p {package}, or name another by --binary",
+                    binary.display()
+                )
+            })
+        };
         let home = tempfile::tempdir().context("a folder for the agent")?;
         let credentials = eks.node_credentials();
+        let podcred = Program {
+            kind: Kind::Podcred,
+            binary: found(binary, "podcred")?,
+            arguments: [
+                contract(eks, node.as_deref()),
+                own_flags(eks, node.as_deref(), &home),
+                more.to_vec(),
+            ]
+            .concat(),
+        };
+        let (program, other) = match before {
+            None => (podcred, None),
+            Some(stand_in) => {
+                let arguments = contract(eks, node.as_deref());
+                let binary = found(stand_in, "loadtest")?;
+                (Program { kind: Kind::StandIn, binary, arguments }, Some(podcred))
+            }
+        };
         let mut agent = Agent {
-            binary,
-            arguments: arguments(eks, node.as_deref(), &home, more),
+            program,
+            other,
             environment: vec![
                 ("HOME", home.path().display().to_string()),
                 ("AWS_REGION", eks.region().to_owned()),
@@ -95,11 +164,16 @@ impl Agent {
         let serving = agent.run_again()?;
         agent.until_ready(&serving)?;
         if agent.node.is_none() {
-            let address =
-                serving["credentials"].as_str().and_then(|address| address.parse::<SocketAddr>().ok());
-            agent.endpoint = Endpoint::at(address.context("the agent does not say where it serves")?);
-            // Where it serves once it serves again: pods do not look for it.
-            agent.arguments.extend(["--port".to_owned(), agent.endpoint.address.port().to_string()]);
+            agent.endpoint = Endpoint::at(address(&serving, "credentials")?);
+        }
+        // Where it serves once it serves again: pods do not look for it. And so that the next one finds its ports taken.
+        for (flag, name) in
+            [("--port", "credentials"), ("--probe-port", "probes"), ("--metrics-port", "metrics")]
+        {
+            let port = address(&serving, name)?.port().to_string();
+            for program in [Some(&mut agent.program), agent.other.as_mut()].into_iter().flatten() {
+                program.arguments.extend([flag.to_owned(), port.clone()]);
+            }
         }
         Ok(agent)
     }
@@ -112,21 +186,66 @@ impl Agent {
         &self.endpoint
     }
 
+    fn podcred(&self) -> &Program {
+        match (self.program.kind, &self.other) {
+            (Kind::StandIn, Some(other)) => other,
+            (Kind::Podcred, _) | (Kind::StandIn, None) => &self.program,
+        }
+    }
+
     pub(super) fn command_line(&self) -> Vec<String> {
-        let mut line = vec![self.binary.file_name().unwrap_or_default().to_string_lossy().into_owned()];
-        line.extend(self.arguments.iter().cloned());
+        let podcred = self.podcred();
+        let mut line = vec![podcred.binary.file_name().unwrap_or_default().to_string_lossy().into_owned()];
+        line.extend(podcred.arguments.iter().cloned());
         line
     }
 
     pub(super) fn version(&self) -> String {
-        let output = Command::new(&self.binary).arg("version").output();
+        let output = Command::new(&self.podcred().binary).arg("version").output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
     }
 
     /// Starts it, for the first time or again, and gives the log line that says where it serves.
     pub(super) fn run_again(&mut self) -> Result<Value> {
-        let mut command = Command::new(&self.binary);
-        command.args(&self.arguments).env_clear().envs(self.environment.iter().cloned());
+        self.running = Some(self.spawn()?);
+        self.until_serving()
+    }
+
+    /// By SIGTERM, as the kubelet does it.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        match self.running.take() {
+            Some(running) => self.end(running),
+            None => Ok(()),
+        }
+    }
+
+    /// The other program takes this one's place. podcred is there before the other ends, and waits for its ports: so does a
+    /// node that is given podcred before the official agent is taken from it. That agent ends where a port is taken, so on
+    /// the way back it is started when podcred has ended.
+    pub(super) fn change_over(&mut self) -> Result<()> {
+        let other = self.other.take().context("there is no agent to change over to")?;
+        self.other = Some(std::mem::replace(&mut self.program, other));
+        match self.program.kind {
+            Kind::Podcred => {
+                let next = self.spawn()?;
+                let former = self.running.replace(next);
+                if !self.log.until_it_waits_for_a_port(READY) {
+                    bail!("podcred does not wait for its ports; its last words:\n{}", self.log.last_words());
+                }
+                former.map_or(Ok(()), |former| self.end(former))?;
+                self.until_serving()?;
+            }
+            Kind::StandIn => {
+                self.stop()?;
+                self.run_again()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Running> {
+        let mut command = Command::new(&self.program.binary);
+        command.args(&self.program.arguments).env_clear().envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // A terminal's Ctrl-C is for the harness alone, which stops its agent last.
         command.process_group(0);
@@ -134,21 +253,24 @@ impl Agent {
             Some(node) => node.agent().spawn(&mut command),
             None => Process::spawn(&mut command),
         };
-        let mut process = spawned.with_context(|| format!("cannot start {}", self.binary.display()))?;
-        RUNNING.store(i32::try_from(process.id())?, Ordering::Release);
+        let mut process =
+            spawned.with_context(|| format!("cannot start {}", self.program.binary.display()))?;
+        let pid = i32::try_from(process.id())?;
+        let free =
+            |known: &&AtomicI32| known.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        let known = RUNNING.iter().find(free).context("two agents run already")?;
         let stderr = process.child().stderr.take().context("the agent's stderr is piped")?;
-        self.log.begin();
-        let follower = follow(stderr, Arc::clone(&self.log));
-        self.running = Some((process, follower));
-        match self.log.until_serving() {
-            Some(serving) => Ok(serving),
-            None => bail!("the agent does not serve; its last words:\n{}", self.log.last_words()),
-        }
+        Ok(Running { process, follower: self.log.follow(stderr), known })
     }
 
-    /// By SIGTERM, as the kubelet does it.
-    pub(super) fn stop(&mut self) -> Result<()> {
-        let Some((mut process, follower)) = self.running.take() else { return Ok(()) };
+    fn until_serving(&self) -> Result<Value> {
+        self.log
+            .until_serving(READY)
+            .with_context(|| format!("the agent does not serve; its last words:\n{}", self.log.last_words()))
+    }
+
+    fn end(&mut self, running: Running) -> Result<()> {
+        let Running { mut process, follower, known } = running;
         let pid = process.id().to_string();
         self.former_cpu += proc::cpu_seconds(&pid).unwrap_or_default();
         self.peak = self.peak.max(proc::memory(&pid).map_or(0, |memory| memory.peak));
@@ -161,16 +283,15 @@ impl Agent {
             }
             std::thread::sleep(LOOK_AGAIN);
         }
-        RUNNING.store(0, Ordering::Release);
-        // Its last line must not be taken for the next one's.
+        known.store(0, Ordering::Release);
+        // What it said last is of the run as well.
         follower.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok(())
     }
 
     /// Its listeners are up before it has the issuer's keys and has attached itself to the kernel.
     fn until_ready(&self, serving: &Value) -> Result<()> {
-        let probes = serving["probes"].as_str().and_then(|address| address.parse::<SocketAddr>().ok());
-        let probes = probes.context("the agent does not say where its probes are")?;
+        let probes = address(serving, "probes")?;
         let until = clock::mono() + READY;
         loop {
             let ready = || readiness(probes);
@@ -190,10 +311,10 @@ impl Agent {
 
     /// Whether it has ended by itself.
     pub(super) fn has_died(&mut self) -> bool {
-        let died =
-            self.running.as_mut().is_some_and(|(process, _)| !matches!(process.child().try_wait(), Ok(None)));
+        let Some(running) = &mut self.running else { return false };
+        let died = !matches!(running.process.child().try_wait(), Ok(None));
         if died {
-            RUNNING.store(0, Ordering::Release);
+            running.known.store(0, Ordering::Release);
         }
         died
     }
@@ -201,18 +322,18 @@ impl Agent {
     /// Processor time of all that were started.
     pub(super) fn cpu_seconds(&self) -> f64 {
         let running =
-            self.running.as_ref().and_then(|(process, _)| proc::cpu_seconds(&process.id().to_string()));
+            self.running.as_ref().and_then(|running| proc::cpu_seconds(&running.process.id().to_string()));
         self.former_cpu + running.unwrap_or_default()
     }
 
     pub(super) fn memory(&self) -> Option<proc::Memory> {
-        let memory = proc::memory(&self.running.as_ref()?.0.id().to_string())?;
+        let memory = proc::memory(&self.running.as_ref()?.process.id().to_string())?;
         Some(proc::Memory { peak: memory.peak.max(self.peak), ..memory })
     }
 
     /// The pods that presented another's token, and whose, as the log says: UIDs.
     pub(super) fn named_thieves(&self) -> BTreeSet<(String, String)> {
-        self.log.lock().thieves.clone()
+        self.log.thieves()
     }
 
     pub(super) fn last_words(&self) -> String {
@@ -223,110 +344,48 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         // Its process is killed next, and its number may then be another's.
-        RUNNING.store(0, Ordering::Release);
+        if let Some(running) = &self.running {
+            running.known.store(0, Ordering::Release);
+        }
     }
 }
 
-fn arguments(
-    eks: &SimulatedEks,
-    node: Option<&Node>,
-    home: &tempfile::TempDir,
-    more: &[String],
-) -> Vec<String> {
-    let socket = home.path().join("control.sock").display().to_string();
-    let mut line: Vec<String> = ["server", "--log-format", "json", "--cluster-name", eks.cluster_name()]
+/// The flags that the official agent has too.
+fn contract(eks: &SimulatedEks, node: Option<&Node>) -> Vec<String> {
+    let mut line: Vec<String> = ["server", "--cluster-name", eks.cluster_name(), "--endpoint", eks.url()]
         .into_iter()
-        .chain(["--endpoint", eks.url(), "--issuer", eks.issuer(), "--node-name", NODE_NAME])
         .chain(["--probe-port", "0", "--metrics-port", "0", "--metrics-address", "127.0.0.1"])
+        .map(str::to_owned)
+        .collect();
+    match node {
+        Some(_) => line.extend(["--bind-hosts".to_owned(), format!("{CREDENTIALS_V4},{CREDENTIALS_V6}")]),
+        None => line.extend(["--bind-hosts", "127.0.0.1", "--port", "0"].map(str::to_owned)),
+    }
+    line
+}
+
+fn own_flags(eks: &SimulatedEks, node: Option<&Node>, home: &tempfile::TempDir) -> Vec<String> {
+    let socket = home.path().join("control.sock").display().to_string();
+    let mut line: Vec<String> = ["--log-format", "json", "--issuer", eks.issuer(), "--node-name", NODE_NAME]
+        .into_iter()
         .chain(["--control-socket", &socket])
         .map(str::to_owned)
         .collect();
     match node {
         Some(node) => {
-            line.extend(["--bind-hosts".to_owned(), format!("{CREDENTIALS_V4},{CREDENTIALS_V6}")]);
             line.extend(["--cgroup-root".to_owned(), node.cgroup_mount().display().to_string()]);
             line.extend(["--kubepods-cgroup".to_owned(), node.kubepods().display().to_string()]);
         }
-        None => {
-            line.extend(["--bind-hosts".to_owned(), Ipv4Addr::LOCALHOST.to_string()]);
-            line.extend(["--port", "0", "--verify", "off"].map(str::to_owned));
-        }
+        None => line.extend(["--verify", "off"].map(str::to_owned)),
     }
-    line.extend_from_slice(more);
     line
 }
 
-/// What is of interest in the agent's log.
-#[derive(Debug, Default)]
-struct Log {
-    said: Mutex<Said>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    serving: Option<Value>,
-    ended: bool,
-    thieves: BTreeSet<(String, String)>,
-    last: VecDeque<String>,
-}
-
-impl Log {
-    fn begin(&self) {
-        let mut said = self.lock();
-        (said.serving, said.ended) = (None, false);
-    }
-
-    fn line(&self, line: String) {
-        let mut said = self.lock();
-        // A busy agent writes thousands of lines, of which these are few.
-        if line.contains("\"serving\"") || line.contains("\"other_pod_presents_token\"") {
-            let value: Value = serde_json::from_str(&line).unwrap_or_default();
-            let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
-            if value["event"] == "serving" {
-                said.serving = Some(value);
-                self.changed.notify_all();
-            } else if value["event"] == "other_pod_presents_token" {
-                said.thieves.insert((text("caller_uid"), text("token_uid")));
-            }
-        }
-        if said.last.len() == LINES_KEPT {
-            said.last.pop_front();
-        }
-        said.last.push_back(line);
-    }
-
-    fn ended(&self) {
-        self.lock().ended = true;
-        self.changed.notify_all();
-    }
-
-    fn until_serving(&self) -> Option<Value> {
-        let waiting = |said: &mut Said| said.serving.is_none() && !said.ended;
-        let (said, _) = self
-            .changed
-            .wait_timeout_while(self.lock(), READY, waiting)
-            .unwrap_or_else(PoisonError::into_inner);
-        said.serving.clone()
-    }
-
-    fn last_words(&self) -> String {
-        self.lock().last.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Said> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A log that nobody reads would stop the agent.
-fn follow(stderr: ChildStderr, log: Arc<Log>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            log.line(line);
-        }
-        log.ended();
-    })
+/// An address that the agent says it serves on, the first where there are several.
+fn address(serving: &Value, name: &str) -> Result<SocketAddr> {
+    let first = serving[name].as_str().and_then(|addresses| addresses.split(',').next());
+    let address = first.and_then(|address| address.parse().ok());
+    address.with_context(|| format!("the agent does not say where its {name} are"))
 }
 
 fn readiness(probes: SocketAddr) -> io::Result<String> {

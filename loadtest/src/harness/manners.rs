@@ -1,7 +1,7 @@
 //! How each AWS SDK asks a container credential endpoint, as it was seen to do.
 //!
 //! Measured in November 2026 against a recording server: boto3 1.44, JS v3 (credential-provider-http 3.972), Go v2 1.41, Java v2
-//! 2.57, Rust aws-config 1.13. What is the same in all of them is not here: the request, and the token read anew each time. Left
+//! 2.57, Rust aws-config 1.13, and the common runtime (CRT) 0.38 that the SDKs for C++, Swift and others build upon. What is the same in all of them is not here: the request, and the token read anew each time. Left
 //! out is what makes no difference to podcred: JS waits as long as Retry-After says, which it never says, and Java's HTTP client
 //! sends once more, within an attempt, what a reset cut off.
 
@@ -16,6 +16,7 @@ pub(super) enum Client {
     Go,
     Java,
     Rust,
+    Crt,
 }
 
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub(super) enum Connections {
 enum Backoff {
     None,
     Fixed(Duration),
-    /// At random up to these, in turn.
-    UpTo([Duration; 2]),
+    /// At random up to these, in turn; the last one again and again.
+    UpTo(&'static [Duration]),
 }
 
 /// Statuses that are tried again.
@@ -66,6 +67,8 @@ struct Retried {
 pub(super) enum Refresh {
     /// When this much of their life is left.
     Left(Duration),
+    /// This long after they were fetched, however long they live.
+    After(Duration),
     /// At a random moment from this long after they were fetched until that much is left.
     Between { after: Duration, left: Duration },
 }
@@ -78,7 +81,8 @@ const fn seconds(seconds: u64) -> Duration {
 }
 
 impl Client {
-    pub(super) const ALL: [Client; 5] = [Client::Boto3, Client::Js, Client::Go, Client::Java, Client::Rust];
+    pub(super) const ALL: [Client; 6] =
+        [Client::Boto3, Client::Js, Client::Go, Client::Java, Client::Rust, Client::Crt];
 
     pub(super) fn manners(self) -> &'static Manners {
         match self {
@@ -87,6 +91,7 @@ impl Client {
             Client::Go => &GO,
             Client::Java => &JAVA,
             Client::Rust => &RUST,
+            Client::Crt => &CRT,
         }
     }
 }
@@ -125,7 +130,7 @@ static GO: Manners = Manners {
     connect_timeout: seconds(30),
     read_timeout: None,
     attempts: 3,
-    backoff: Backoff::UpTo([seconds(2), seconds(4)]),
+    backoff: Backoff::UpTo(&[seconds(2), seconds(4)]),
     retried: Retried { client_errors: false, too_many: true },
     refresh: Refresh::Left(seconds(5 * 60)),
 };
@@ -151,9 +156,22 @@ static RUST: Manners = Manners {
     connect_timeout: seconds(2),
     read_timeout: Some(seconds(5)),
     attempts: 3,
-    backoff: Backoff::UpTo([seconds(1), seconds(2)]),
+    backoff: Backoff::UpTo(&[seconds(1), seconds(2)]),
     retried: Retried { client_errors: false, too_many: false },
     refresh: Refresh::Left(seconds(10)),
+};
+
+static CRT: Manners = Manners {
+    name: "crt",
+    headers: "Accept: application/json\r\nAccept-Encoding: identity\r\nUser-Agent: aws-sdk-crt/ecs-credentials-provider\r\n",
+    authorization: "Authorization",
+    connections: Connections::Kept,
+    connect_timeout: seconds(2),
+    read_timeout: None,
+    attempts: 4,
+    backoff: Backoff::UpTo(&[Duration::from_millis(500), seconds(1), seconds(2)]),
+    retried: Retried { client_errors: false, too_many: true },
+    refresh: Refresh::After(seconds(15 * 60)),
 };
 
 impl Manners {
@@ -176,8 +194,9 @@ impl Manners {
             Backoff::None => Duration::ZERO,
             Backoff::Fixed(pause) => pause,
             Backoff::UpTo(longest) => {
-                let turn = usize::try_from(attempts.saturating_sub(1)).unwrap_or(1).min(1);
-                longest[turn].mul_f64(chance)
+                let turn = usize::try_from(attempts.saturating_sub(1)).unwrap_or(usize::MAX);
+                let longest = longest.get(turn).or(longest.last()).copied().unwrap_or_default();
+                longest.mul_f64(chance)
             }
         }
     }
@@ -196,6 +215,7 @@ impl Manners {
         let compressed = |time: Duration| time.div_f64(compression);
         match self.refresh {
             Refresh::Left(left) => life.saturating_sub(compressed(left)),
+            Refresh::After(after) => compressed(after).min(life),
             Refresh::Between { after, left } => {
                 let latest = life.saturating_sub(compressed(left));
                 let earliest = compressed(after).min(latest);

@@ -86,6 +86,7 @@ pub(super) enum Clients {
     Go,
     Java,
     Rust,
+    Crt,
     /// All of them in turn
     Mixed,
 }
@@ -98,6 +99,7 @@ impl Clients {
             Clients::Go => Client::Go,
             Clients::Java => Client::Java,
             Clients::Rust => Client::Rust,
+            Clients::Crt => Client::Crt,
             Clients::Mixed => Client::ALL[pod as usize % Client::ALL.len()],
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct Plan {
     pub(super) duration: Duration,
     pub(super) eks: Settings,
     pub(super) agent_args: Vec<String>,
+    /// Whether the run begins with an agent that podcred is to follow.
+    pub(super) begins_with_stand_in: bool,
     pub(super) tokens: TokenLife,
     /// A 200 with less life left than this is wrong.
     pub(super) least_life: Duration,
@@ -90,6 +92,10 @@ pub(super) enum Step {
     ChangeAssociations,
     StopAgent,
     StartAgent,
+    /// podcred takes the place of the agent before it.
+    ChangeToPodcred,
+    /// That agent takes podcred's.
+    ChangeBack,
     /// Nothing happens; the time is of interest.
     Say(&'static str),
 }
@@ -108,6 +114,8 @@ impl fmt::Display for Step {
             Step::ChangeAssociations => f.write_str("every association gets another role"),
             Step::StopAgent => f.write_str("the agent is told to stop"),
             Step::StartAgent => f.write_str("the agent is started again"),
+            Step::ChangeToPodcred => f.write_str("podcred takes the other agent's place"),
+            Step::ChangeBack => f.write_str("the other agent takes podcred's place"),
             Step::Say(what) => f.write_str(what),
         }
     }
@@ -135,6 +143,7 @@ impl Plan {
             duration: size.duration,
             eks: Settings::default(),
             agent_args: Vec::new(),
+            begins_with_stand_in: false,
             tokens: TokenLife::Usual,
             least_life: Duration::from_secs(15 * 60),
             compression: 1.0,

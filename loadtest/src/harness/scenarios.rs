@@ -1,5 +1,6 @@
 //! The scenarios: what happens in each, and what must come of it.
 
+mod changeover;
 mod chatty;
 mod churn;
 mod jobs;
@@ -45,7 +46,7 @@ impl Ask {
     fn client_groups(&self) -> Vec<&'static str> {
         match self.clients {
             Clients::Mixed => Client::ALL.iter().map(|client| client.manners().name).collect(),
-            Clients::Boto3 | Clients::Js | Clients::Go | Clients::Java | Clients::Rust => {
+            Clients::Boto3 | Clients::Js | Clients::Go | Clients::Java | Clients::Rust | Clients::Crt => {
                 vec![self.clients.of(0).manners().name]
             }
         }
@@ -90,6 +91,7 @@ impl Scenario {
             Scenario::Noisy => noisy::PARTS,
             Scenario::Thief => thief::PARTS,
             Scenario::Restart => restart::PARTS,
+            Scenario::Changeover => changeover::PARTS,
             Scenario::Saturate => saturate::PARTS,
         }
     }

@@ -15,6 +15,9 @@ use super::tenant::{Tenant, tenants, tenants_of, token_files};
 use crate::eks::{AssociationChange, Config, SimulatedEks};
 use crate::node::{Layout, Node, Place};
 
+/// This package's agent with the official one's contract, beside the harness.
+const STAND_IN: &str = "stand-in-agent";
+
 /// Fields end in this order: the agent before what it depends on, the pods before their node.
 #[derive(Debug)]
 pub(super) struct Stage {
@@ -68,7 +71,12 @@ impl Stage {
         let tenants = tenants(&eks, ground.as_ref().map(|ground| &*ground.node), plan, options.netns)?;
         let more = [plan.agent_args.as_slice(), &options.agent_args].concat();
         let node = ground.as_ref().map(|ground| Arc::clone(&ground.node));
-        let agent = Agent::start(&options.binary, &more, &eks, node)?;
+        let agent = if plan.begins_with_stand_in {
+            let stand_in = std::env::current_exe().context("where this program is")?.with_file_name(STAND_IN);
+            Agent::start_stand_in(&stand_in, &options.binary, &more, &eks, node)?
+        } else {
+            Agent::start(&options.binary, &more, &eks, node)?
+        };
         let endpoint = agent.endpoint().clone();
         let own =
             Own { agent: Mutex::new(agent), eks, associations, changes: Mutex::new(0), _runtime: runtime };
@@ -152,6 +160,7 @@ impl Stage {
             Step::ChangeAssociations => own.change_associations()?,
             Step::StopAgent => lock(&own.agent).stop()?,
             Step::StartAgent => drop(lock(&own.agent).run_again()?),
+            Step::ChangeToPodcred | Step::ChangeBack => lock(&own.agent).change_over()?,
             Step::Say(_) => {}
         }
         Ok(())

@@ -81,6 +81,21 @@ fn rust_connects_anew_after_a_server_error_and_asks_again_at_the_very_end() {
 }
 
 #[test]
+fn crt_waits_at_random_and_refreshes_each_quarter_of_an_hour() {
+    let manners = Client::Crt.manners();
+    assert_eq!((manners.connect_timeout, manners.read_timeout), (seconds(2), None));
+    assert_eq!(manners.attempts, 4);
+    retries(Client::Crt, false, true);
+    for (attempts, longest) in [(1, 500), (2, 1_000), (3, 2_000), (4, 2_000)] {
+        assert_eq!(manners.pause_after(attempts, 0.0), Duration::ZERO);
+        assert_eq!(manners.pause_after(attempts, 1.0), Duration::from_millis(longest));
+    }
+    assert!(manners.keeps_connection(200) && manners.keeps_connection(503));
+    assert_eq!(manners.refreshes_after(LIFE, 1.0, 0.5), seconds(900));
+    assert_eq!(manners.refreshes_after(seconds(600), 1.0, 0.5), seconds(600));
+}
+
+#[test]
 fn compressed_time_compresses_the_thresholds_as_well() {
     let life = LIFE.div_f64(360.0);
     assert_eq!(

@@ -24,6 +24,8 @@ pub(crate) enum Scenario {
     Thief,
     /// The agent is stopped and started under load
     Restart,
+    /// podcred takes the place of an agent with the official one's contract, and that takes it back
+    Changeover,
     /// As fast as it goes
     Saturate,
 }

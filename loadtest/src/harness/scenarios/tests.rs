@@ -86,9 +86,10 @@ fn the_same_seed_makes_the_same_pods_at_the_same_moments() {
 #[test]
 fn each_client_has_all_roles() {
     let roles = 10;
-    for client in 0..5 {
+    let clients = u32::try_from(Client::ALL.len()).unwrap();
+    for client in 0..clients {
         let of_client: HashSet<u32> =
-            (0..500).filter(|pod| pod % 5 == client).map(|pod| role_of(pod, roles)).collect();
+            (0..600).filter(|pod| pod % clients == client).map(|pod| role_of(pod, roles)).collect();
         assert_eq!(of_client.len(), roles as usize);
     }
 }
