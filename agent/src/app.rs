@@ -71,13 +71,13 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     };
     // Listening first: what connects from here on waits in the backlog instead of being refused. And all else beside it,
     // so that an agent that had to wait for its ports serves at once when it has them.
-    let ready = async {
+    let ready = Box::pin(async {
         tokio::try_join!(
             biased;
             Listeners::bind(&config, &attribution, &metrics, &clock),
             EksAuthClient::connect(&client),
         )
-    };
+    });
     let Some(ready) = cancel.run_until_cancelled(ready).await else { return Ok(()) };
     let (listeners, eks_auth) = ready?;
     let settings = Settings {

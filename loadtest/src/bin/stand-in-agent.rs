@@ -15,7 +15,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aws_config::BehaviorVersion;
 use aws_sdk_eksauth::Client;
-use aws_sdk_eksauth::error::SdkError;
 use aws_sdk_eksauth::operation::assume_role_for_pod_identity::AssumeRoleForPodIdentityOutput;
 use aws_smithy_types::date_time::Format;
 use bytes::Bytes;
@@ -160,10 +159,8 @@ impl Agent {
     async fn fetch(&self, token: &str) -> Result<Bytes, (StatusCode, &'static str)> {
         let call = self.client.assume_role_for_pod_identity();
         let answer = call.cluster_name(&self.cluster_name).token(token).send().await.map_err(|error| {
-            let status = match &error {
-                SdkError::ServiceError(refused) => StatusCode::from_u16(refused.raw().status().as_u16()).ok(),
-                _ => None,
-            };
+            let answered = error.raw_response().map(|answer| answer.status().as_u16());
+            let status = answered.and_then(|status| StatusCode::from_u16(status).ok());
             (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), "Unable to fetch credentials from EKS Auth")
         })?;
         let body =
