@@ -6,15 +6,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{CREDENTIALS_V4, CREDENTIALS_V6, IMDS_V4, IMDS_V6};
+use crate::clock;
 
 const BRIDGE: &str = "pods0";
 const LOOPBACK: u32 = 1;
@@ -22,6 +25,8 @@ const LOOPBACK: u32 = 1;
 const LOCALLY_ADMINISTERED: u8 = 2;
 const V4_PREFIX: u8 = 16;
 const V6_PREFIX: u8 = 64;
+const ROUTE_THERE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Ends when nobody holds it: no thread, no socket, no guard.
 #[derive(Debug)]
@@ -124,6 +129,7 @@ pub(super) fn make_node(node: &Namespace) -> Result<u32> {
         }
         for address in [CREDENTIALS_V6, IMDS_V6] {
             add_address(&netlink, bridge, address.into(), 128).await?;
+            until_local(&netlink, address).await?;
         }
         Ok(bridge)
     })
@@ -206,6 +212,25 @@ async fn add_address(netlink: &Handle, index: u32, address: IpAddr, prefix: u8) 
     // While duplicates are looked for, a connect() straight after would take ::1 for its source, and hang.
     request.message_mut().header.flags.insert(AddressHeaderFlags::Nodad);
     request.execute().await.with_context(|| format!("adding the address {address}"))
+}
+
+/// The kernel adds an IPv6 address at once, and later, from a work queue, the route that makes it this node's own; until then
+/// packets to it leave over the bridge, where nobody has it.
+async fn until_local(netlink: &Handle, address: Ipv6Addr) -> Result<()> {
+    let until = clock::mono() + ROUTE_THERE;
+    loop {
+        let routes = netlink.route().get(RouteMessageBuilder::<Ipv6Addr>::new().build()).execute();
+        let routes: Vec<RouteMessage> = routes.try_collect().await.context("reading the routes")?;
+        let is_local = |route: &RouteMessage| {
+            let leads = RouteAttribute::Destination(RouteAddress::Inet6(address));
+            route.header.kind == RouteType::Local && route.attributes.contains(&leads)
+        };
+        if routes.iter().any(is_local) {
+            return Ok(());
+        }
+        ensure!(clock::mono() < until, "the kernel does not take {address} for the node's own");
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 async fn index_of(netlink: &Handle, name: &str) -> Result<u32> {
