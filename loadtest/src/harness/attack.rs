@@ -86,6 +86,9 @@ fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
             "--no-transaction-metrics",
             "--no-scenario-metrics",
             "--no-error-summary",
+            // They listen on fixed ports, and let whoever is on this machine stop the run.
+            "--no-telnet",
+            "--no-websocket",
         ])
         .map(str::to_owned)
         .collect();
@@ -97,4 +100,16 @@ fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
     ]);
     arguments.extend(["--report-file".to_owned(), report]);
     arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goose_listens_to_nobody() {
+        let arguments = arguments("127.0.0.1", 1, Path::new("goose.html"));
+        let configuration = GooseConfiguration::parse_args_default(&arguments).unwrap();
+        assert!(configuration.no_telnet && configuration.no_websocket);
+    }
 }

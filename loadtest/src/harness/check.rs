@@ -1,5 +1,6 @@
 //! Whether an answer of 200 is what this pod should have.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -11,15 +12,20 @@ use super::http::Answer;
 use crate::clock;
 use crate::eks::{Session, SimulatedEks};
 
-/// The keys that SDKs read, as they spell them.
+/// The keys that SDKs read, as they spell them. A value with an escape in it cannot be borrowed.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Credentials<'a> {
-    access_key_id: &'a str,
-    secret_access_key: &'a str,
-    token: &'a str,
-    account_id: &'a str,
-    expiration: &'a str,
+    #[serde(borrow)]
+    access_key_id: Cow<'a, str>,
+    #[serde(borrow)]
+    secret_access_key: Cow<'a, str>,
+    #[serde(borrow)]
+    token: Cow<'a, str>,
+    #[serde(borrow)]
+    account_id: Cow<'a, str>,
+    #[serde(borrow)]
+    expiration: Cow<'a, str>,
 }
 
 /// What a 200 has that a pod must not be given. Nothing secret is in it.
@@ -98,6 +104,9 @@ impl Judge {
 
     fn judge_at(&self, answer: &Answer, due: Due, now: SystemTime) -> Result<SystemTime, Wrong> {
         headers(answer.head.length.is_some(), answer.head.is_json)?;
+        if let Some(doubt) = answer.doubt() {
+            return Err(Wrong::IllFormed(doubt.to_owned()));
+        }
         if let Some(good) = self.known(answer.body(), due) {
             return enough_life(good.expires, self.least_life, now);
         }
@@ -141,20 +150,20 @@ fn well_formed(body: &[u8]) -> Result<(String, SystemTime), Wrong> {
     let credentials: Credentials<'_> = serde_json::from_slice(body).map_err(|error| {
         Wrong::IllFormed(format!("{:?} error in line {} of the body", error.classify(), error.line()))
     })?;
-    let filled =
-        [credentials.access_key_id, credentials.secret_access_key, credentials.token, credentials.account_id];
+    let Credentials { access_key_id, secret_access_key, token, account_id, expiration } = &credentials;
+    let filled = [access_key_id, secret_access_key, token, account_id];
     if filled.iter().any(|value| value.is_empty()) {
         return Err(ill_formed("an empty value"));
     }
     // JS v3 and Rust refuse an offset such as +00:00.
-    if !credentials.expiration.ends_with('Z') {
+    if !expiration.ends_with('Z') {
         return Err(ill_formed("Expiration does not end with Z"));
     }
-    let expires = DateTime::from_str(credentials.expiration, Format::DateTime)
+    let expires = DateTime::from_str(expiration, Format::DateTime)
         .ok()
         .and_then(|expires| SystemTime::try_from(expires).ok())
         .ok_or_else(|| ill_formed("Expiration is no time"))?;
-    Ok((credentials.access_key_id.to_owned(), expires))
+    Ok((credentials.access_key_id.into_owned(), expires))
 }
 
 /// Gives the generation of the role that these credentials are of.
@@ -217,6 +226,8 @@ mod tests {
         is_refused(|body| body["Expiration"] = json!("2026-11-21T15:00:00+00:00"), "end with Z");
         is_refused(|body| body["Expiration"] = json!("soonZ"), "no time");
         assert!(well_formed(b"").is_err());
+        let escaped = body().to_string().replace("\"t\"", r#""a\/b\u003d""#);
+        assert!(well_formed(escaped.as_bytes()).is_ok(), "every SDK reads escapes");
     }
 
     #[test]
