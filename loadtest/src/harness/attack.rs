@@ -86,9 +86,8 @@ fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
             "--no-transaction-metrics",
             "--no-scenario-metrics",
             "--no-error-summary",
-            // They listen on fixed ports, and let whoever is on this machine stop the run.
+            // It listens on a fixed port, and lets whoever is on this machine stop the run.
             "--no-telnet",
-            "--no-websocket",
         ])
         .map(str::to_owned)
         .collect();
@@ -110,6 +109,6 @@ mod tests {
     fn goose_listens_to_nobody() {
         let arguments = arguments("127.0.0.1", 1, Path::new("goose.html"));
         let configuration = GooseConfiguration::parse_args_default(&arguments).unwrap();
-        assert!(configuration.no_telnet && configuration.no_websocket);
+        assert!(configuration.no_telnet && !configuration.websocket && !configuration.dashboard);
     }
 }
