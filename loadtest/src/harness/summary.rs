@@ -55,9 +55,9 @@ pub(super) fn summarize(
     run.totals = totals(world, &run, before);
     run.expected = expectations.iter().map(|expectation| expectation.judge(&run)).collect();
     run.expected.extend(findings::find(world));
-    if let Some(missing) = missing(world.plan.steps.len(), run.marks.len()) {
-        run.expected.push(missing);
-    }
+    // What cuts a run short is told by itself.
+    let whole = !world.is_stopped() && error.is_none();
+    run.expected.extend(missing(world.plan.steps.len(), run.marks.len()).filter(|_| whole));
     if world.is_stopped() {
         let condition = format!("the run lasts {} s", world.plan.duration.as_secs_f64());
         let was = format!("stopped by a signal after {seen:.1} s");
