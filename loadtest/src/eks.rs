@@ -289,6 +289,15 @@ impl SimulatedEks {
         }
     }
 
+    /// The credentials that were handed out with this access key id.
+    pub fn session_credentials(&self, access_key_id: &str) -> Option<Credentials> {
+        let caller = self.app.state().callers.get(access_key_id)?;
+        match caller.identity {
+            Identity::Session(_) => Some(caller.credentials),
+            Identity::Node { .. } | Identity::Admin { .. } => None,
+        }
+    }
+
     /// EKS Auth refuses this pod's tokens from now on.
     pub fn delete_pod(&self, uid: &str) {
         self.app.state().objects.delete_pod(uid);

@@ -25,9 +25,10 @@ mod summary;
 mod tenant;
 mod world;
 
+use std::io::Write;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
@@ -39,9 +40,20 @@ use self::stage::Stage;
 use self::world::World;
 use crate::report::{Expectation, Run};
 
+/// What was never come to is counted one by one when a run ends: this many times its duration must fit into memory.
+const MOST_WANTS_PER_SECOND: f64 = 100_000.0;
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub run: Run,
+    /// What went wrong in it, or why its report could not be written.
+    pub error: Option<Error>,
+}
+
 /// Runs the scenario, and writes its report to [`Options::output`]. SIGINT, SIGTERM and SIGHUP end it early, with a report of
-/// what was seen, as does what goes wrong in it.
-pub fn run(options: &Options) -> Result<Run> {
+/// what was seen, as does what goes wrong in it. An error where there was no run.
+pub fn run(options: &Options) -> Result<Outcome> {
     options.check()?;
     let plan = plan(options)?;
     let expectations = expectations(options, &plan)?;
@@ -50,7 +62,7 @@ pub fn run(options: &Options) -> Result<Run> {
     let output = options.output();
     std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
     let name = options.scenario.name();
-    eprintln!("{name}: {} pods of {} roles are made", plan.pods(), plan.roles);
+    tell(&format!("{name}: {} pods of {} roles are made", plan.pods(), plan.roles_of_pods()));
     let stage = Stage::set(options, &plan)?;
     ensure!(!stop.is_cancelled(), "stopped before it began");
     let world = Arc::new(World::new(plan, stage, stop));
@@ -63,7 +75,12 @@ pub fn run(options: &Options) -> Result<Run> {
     // What was seen until it went wrong is what tells why.
     let run = summary::summarize(&world, options, &before, &expectations, result.as_ref().err());
     let written = crate::report::write(&run, &output);
-    result.and(written).map(|()| run)
+    Ok(Outcome { run, error: result.and(written).err() })
+}
+
+/// To a person who watches. eprintln! would panic where stderr is a pipe that nobody reads, and end the thread that hears signals.
+fn tell(line: &str) {
+    let _told = writeln!(std::io::stderr(), "{line}");
 }
 
 /// From now on: pods and their cgroups, made before anything runs, have to be removed as well.
@@ -76,10 +93,8 @@ fn stopped_by_signals() -> Result<CancellationToken> {
             agent::kill_now();
             std::process::exit(INTERRUPTED);
         }
-        eprintln!(
-            "\nstopping; once more kills the agent and ends at once, and leaves cgroups to the next run"
-        );
         told.cancel();
+        tell("\nstopping; once more kills the agent and ends at once, and leaves cgroups to the next run");
     };
     ctrlc::set_handler(handler).context("signals")?;
     Ok(stop)
@@ -109,6 +124,13 @@ fn plan(options: &Options) -> Result<plan::Plan> {
     };
     let mut plan = options.scenario.plan(&mut ask);
     plan.steps.sort_by_key(|(at, _)| *at);
+    let rate = plan.wants_per_second();
+    ensure!(
+        rate <= MOST_WANTS_PER_SECOND,
+        "{} pods would want credentials {rate:.0} times a second in all, and {MOST_WANTS_PER_SECOND:.0} are allowed: ask for fewer \
+         --pods, or a longer --every",
+        plan.pods()
+    );
     if let Target::At(_) = options.agent {
         ensure!(
             !plan.needs_own_agent(),

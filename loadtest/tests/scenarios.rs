@@ -261,6 +261,7 @@ fn what_cannot_be_played_on_the_target_or_in_the_time_is_refused() {
         ("noisy", &["--loopback"], "needs pods with cgroups"),
         ("steady", &["--agent", "http://127.0.0.1:1", "--netns", "3"], "leave out --netns"),
         ("outage", &["--loopback", "--duration", "1s"], "give --duration 8s"),
+        ("steady", &["--loopback", "--every", "1ms"], "200000 times a second"),
     ] {
         let Some(scenario) = Scenario::new(name) else { return };
         let refused = scenario.output(flags);
@@ -278,6 +279,41 @@ fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
     let held: Vec<bool> =
         read(scenario.folder.path()).expected.iter().map(|expected| expected.held).collect();
     assert_eq!(held, [false, true]);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_an_error_after_the_figures() {
+    let Some(scenario) = Scenario::new("rollout") else { return };
+    std::fs::create_dir(scenario.folder.path().join("report.md")).unwrap();
+    let output = scenario.output(&["--loopback", "--pods", "3"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("3 served"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"), "{output:?}");
+}
+
+#[test]
+fn the_exit_status_is_the_same_where_nobody_reads_on() {
+    let Some(scenario) = Scenario::new("rollout") else { return };
+    let mut command = scenario.command(&["--loopback", "--pods", "3", "--expect", "wrong=0"]);
+    let mut harness = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(harness.stderr.take());
+    // As `| head -1` does it. goose itself panics where that line finds no reader.
+    let first = BufReader::new(harness.stdout.take().unwrap()).lines().next();
+    assert!(first.unwrap().unwrap().ends_with("users launched."));
+    assert_eq!(harness.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_signal_is_heard_where_nobody_reads() {
+    let Some(scenario) = Scenario::new("steady") else { return };
+    let mut command = scenario.command(&["--loopback", "--pods", "20", "--duration", "60s"]);
+    let mut harness = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(harness.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("requests/s")), "it shows its progress");
+    drop(lines);
+    kill(Pid::from_raw(harness.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(harness.wait().unwrap().code(), Some(1));
+    assert!(read(scenario.folder.path()).duration_seconds < 60.0, "it did not run on");
 }
 
 #[test]

@@ -56,6 +56,12 @@ pub(crate) struct Arguments {
     agent: Option<PathBuf>,
 }
 
+impl Arguments {
+    fn measures(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// A request against bare hyper, without attribution
@@ -93,6 +99,9 @@ struct Results {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
+    if arguments.against.is_some() && !arguments.measures(Part::Hyper) {
+        bail!("--against is part of `hyper`: name it by --only as well");
+    }
     if std::thread::available_parallelism()?.get() < 2 {
         bail!("bench needs two processors: one for the servers, one for their clients");
     }
@@ -107,7 +116,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     let mut results = Results { machine: machine().await?, ..Results::default() };
     let (mut left_out, mut broken) = (Vec::new(), Vec::new());
     for &part in Part::value_variants() {
-        if arguments.only.is_empty() || arguments.only.contains(&part) {
+        if arguments.measures(part) {
             match Box::pin(part.measure(&binaries, arguments, &mut results)).await {
                 Ok(reason) => left_out.extend(reason),
                 // What was measured before is still worth its time.
@@ -232,4 +241,17 @@ fn judge(rows: &[Row], broken: usize, skipped: usize) -> Counts {
     };
     println!("{counts}");
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn another_agent_that_would_not_be_measured_is_refused() {
+        let against = Some("other --port {port}".to_owned());
+        let arguments = Arguments { only: vec![Part::Memory], rounds: 8, against, agent: None };
+        let refused = run(&arguments).await.unwrap_err();
+        assert!(refused.to_string().starts_with("--against"), "{refused}");
+    }
 }

@@ -1,31 +1,35 @@
 //! The load harness: one scenario a run.
 #![forbid(unsafe_code)]
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use loadtest::harness::{self, Options};
+use loadtest::harness::{self, Options, Outcome};
 use loadtest::report::Run;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    match harness::run(&options) {
-        Ok(run) => {
-            show(&run);
-            println!("report: {}", options.output().display());
-            ExitCode::from(u8::from(run.expected.iter().any(|expected| !expected.held)))
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+    let (run, error) = match harness::run(&options) {
+        Ok(Outcome { run, error }) => (Some(run), error),
+        Err(error) => (None, Some(error)),
+    };
+    // Who closes stdout or stderr wants to read no more; the exit status says the same as ever.
+    let _shown = run.as_ref().map(|run| show(run, &mut io::stdout().lock()));
+    if let Some(error) = error {
+        let _said = writeln!(io::stderr(), "error: {error:#}");
+        return ExitCode::from(2);
     }
+    let _named = writeln!(io::stdout(), "report: {}", options.output().display());
+    let missed = run.is_some_and(|run| run.expected.iter().any(|expected| !expected.held));
+    ExitCode::from(u8::from(missed))
 }
 
-fn show(run: &Run) {
+fn show(run: &Run, out: &mut impl Write) -> io::Result<()> {
     let totals = &run.totals;
-    println!("{}: {}", run.scenario, run.question);
-    println!(
+    writeln!(out, "{}: {}", run.scenario, run.question)?;
+    writeln!(
+        out,
         "{} pods{}, {} requests in {:.0} s: {} served, {} failed, {} wrong; EKS Auth calls: {}",
         totals.pods,
         if run.agent_command.is_some() { format!(" of {} roles", totals.roles) } else { String::new() },
@@ -35,7 +39,7 @@ fn show(run: &Run) {
         totals.failed,
         totals.wrong,
         totals.eks_auth_calls.map_or_else(|| "not known".to_owned(), |calls| calls.to_string()),
-    );
+    )?;
     for group in &run.groups {
         let latency = &group.latency;
         let times = match latency.count {
@@ -45,13 +49,14 @@ fn show(run: &Run) {
                 latency.p50_ms, latency.p99_ms, latency.max_ms
             ),
         };
-        println!("  {:<17} {:>7} requests  {times}{} failed", group.name, group.requests, group.failed);
+        writeln!(out, "  {:<17} {:>7} requests  {times}{} failed", group.name, group.requests, group.failed)?;
     }
     for failure in &run.failures {
-        println!("  {} × {} ({}): {}", failure.count, failure.class, failure.group, failure.example);
+        writeln!(out, "  {} × {} ({}): {}", failure.count, failure.class, failure.group, failure.example)?;
     }
     for expected in &run.expected {
         let mark = if expected.held { "held  " } else { "MISSED" };
-        println!("{mark} {} (was {})", expected.condition, expected.was);
+        writeln!(out, "{mark} {} (was {})", expected.condition, expected.was)?;
     }
+    Ok(())
 }

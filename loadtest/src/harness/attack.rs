@@ -86,6 +86,8 @@ fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
             "--no-transaction-metrics",
             "--no-scenario-metrics",
             "--no-error-summary",
+            // It listens on a fixed port, and lets whoever is on this machine stop the run.
+            "--no-telnet",
         ])
         .map(str::to_owned)
         .collect();
@@ -97,4 +99,16 @@ fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
     ]);
     arguments.extend(["--report-file".to_owned(), report]);
     arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goose_listens_to_nobody() {
+        let arguments = arguments("127.0.0.1", 1, Path::new("goose.html"));
+        let configuration = GooseConfiguration::parse_args_default(&arguments).unwrap();
+        assert!(configuration.no_telnet && !configuration.websocket && !configuration.dashboard);
+    }
 }

@@ -1,9 +1,11 @@
 //! Whether an answer of 200 is what this pod should have.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use aws_credential_types::Credentials;
 use aws_smithy_types::date_time::{DateTime, Format};
 use serde::Deserialize;
 
@@ -11,15 +13,20 @@ use super::http::Answer;
 use crate::clock;
 use crate::eks::{Session, SimulatedEks};
 
-/// The keys that SDKs read, as they spell them.
+/// The keys that SDKs read, as they spell them. A value with an escape in it cannot be borrowed.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Credentials<'a> {
-    access_key_id: &'a str,
-    secret_access_key: &'a str,
-    token: &'a str,
-    account_id: &'a str,
-    expiration: &'a str,
+struct Told<'a> {
+    #[serde(borrow)]
+    access_key_id: Cow<'a, str>,
+    #[serde(borrow)]
+    secret_access_key: Cow<'a, str>,
+    #[serde(borrow)]
+    token: Cow<'a, str>,
+    #[serde(borrow)]
+    account_id: Cow<'a, str>,
+    #[serde(borrow)]
+    expiration: Cow<'a, str>,
 }
 
 /// What a 200 has that a pod must not be given. Nothing secret is in it.
@@ -31,6 +38,8 @@ pub(super) enum Wrong {
     TooLittleLife { left: i64, least: u64 },
     #[error("the access key id {0} was handed out by nobody")]
     Unknown(String),
+    #[error("{0} is not what was handed out with this access key id")]
+    Altered(&'static str),
     #[error("credentials of {was}, asked for by a pod of {wanted}")]
     OthersRole { was: String, wanted: String },
     #[error("credentials of {was}, which was replaced by generation {wanted} long before this pod started")]
@@ -43,6 +52,7 @@ impl Wrong {
             Wrong::IllFormed(_) => "wrong: ill-formed",
             Wrong::TooLittleLife { .. } => "wrong: too little life left",
             Wrong::Unknown(_) => "wrong: unknown credentials",
+            Wrong::Altered(_) => "wrong: altered credentials",
             Wrong::OthersRole { .. } => "wrong: role of others",
             Wrong::FormerRole { .. } => "wrong: former role",
         }
@@ -98,14 +108,20 @@ impl Judge {
 
     fn judge_at(&self, answer: &Answer, due: Due, now: SystemTime) -> Result<SystemTime, Wrong> {
         headers(answer.head.length.is_some(), answer.head.is_json)?;
+        if let Some(doubt) = answer.doubt() {
+            return Err(Wrong::IllFormed(doubt.to_owned()));
+        }
         if let Some(good) = self.known(answer.body(), due) {
             return enough_life(good.expires, self.least_life, now);
         }
-        let (access_key_id, expires) = well_formed(answer.body())?;
+        let (told, expires) = well_formed(answer.body())?;
         let mut generation = 0;
         if let Some(eks) = &self.eks {
-            let session = eks.session(&access_key_id).ok_or(Wrong::Unknown(access_key_id))?;
+            let key = &*told.access_key_id;
+            let handed_out = eks.session(key).zip(eks.session_credentials(key));
+            let (session, credentials) = handed_out.ok_or_else(|| Wrong::Unknown(key.to_owned()))?;
             generation = of_role(&session, due)?;
+            as_handed_out(&told, expires, &session, &credentials)?;
         }
         let expires = enough_life(expires, self.least_life, now)?;
         let good = Good { body: answer.body().into(), expires, generation };
@@ -135,26 +151,46 @@ fn headers(has_length: bool, is_json: bool) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn well_formed(body: &[u8]) -> Result<(String, SystemTime), Wrong> {
+fn well_formed(body: &[u8]) -> Result<(Told<'_>, SystemTime), Wrong> {
     let ill_formed = |why: &str| Wrong::IllFormed(why.to_owned());
     // The body itself, secrets and all, must not get into a report by way of an error.
-    let credentials: Credentials<'_> = serde_json::from_slice(body).map_err(|error| {
+    let told: Told<'_> = serde_json::from_slice(body).map_err(|error| {
         Wrong::IllFormed(format!("{:?} error in line {} of the body", error.classify(), error.line()))
     })?;
-    let filled =
-        [credentials.access_key_id, credentials.secret_access_key, credentials.token, credentials.account_id];
+    let Told { access_key_id, secret_access_key, token, account_id, expiration } = &told;
+    let filled = [access_key_id, secret_access_key, token, account_id];
     if filled.iter().any(|value| value.is_empty()) {
         return Err(ill_formed("an empty value"));
     }
     // JS v3 and Rust refuse an offset such as +00:00.
-    if !credentials.expiration.ends_with('Z') {
+    if !expiration.ends_with('Z') {
         return Err(ill_formed("Expiration does not end with Z"));
     }
-    let expires = DateTime::from_str(credentials.expiration, Format::DateTime)
+    let expires = DateTime::from_str(expiration, Format::DateTime)
         .ok()
         .and_then(|expires| SystemTime::try_from(expires).ok())
         .ok_or_else(|| ill_formed("Expiration is no time"))?;
-    Ok((credentials.access_key_id.to_owned(), expires))
+    Ok((told, expires))
+}
+
+/// An end that is told too early costs a refresh, one that is told too late an outage.
+fn as_handed_out(
+    told: &Told<'_>,
+    expires: SystemTime,
+    session: &Session,
+    credentials: &Credentials,
+) -> Result<(), Wrong> {
+    let account = session.role_arn.split(':').nth(4);
+    let same = [
+        ("the SecretAccessKey", *told.secret_access_key == *credentials.secret_access_key()),
+        ("the Token", Some(&*told.token) == credentials.session_token()),
+        ("the AccountId", Some(&*told.account_id) == account),
+        ("the Expiration", clock::epoch_seconds(expires) <= session.expiration),
+    ];
+    match same.into_iter().find(|(_, same)| !same) {
+        Some((altered, _)) => Err(Wrong::Altered(altered)),
+        None => Ok(()),
+    }
 }
 
 /// Gives the generation of the role that these credentials are of.
@@ -203,25 +239,29 @@ mod tests {
     fn is_refused(change: impl FnOnce(&mut Value), because: &str) {
         let mut body = body();
         change(&mut body);
-        let wrong = well_formed(body.to_string().as_bytes()).unwrap_err();
+        let wrong = well_formed(body.to_string().as_bytes()).err().unwrap();
         assert_eq!(wrong.class(), "wrong: ill-formed");
         assert!(wrong.to_string().contains(because), "{wrong}");
     }
 
     #[test]
     fn a_body_has_all_keys_filled_and_an_expiration_in_utc() {
-        let (key, expires) = well_formed(body().to_string().as_bytes()).unwrap();
-        assert_eq!((key.as_str(), clock::epoch_seconds(expires)), ("ASIA", 1_795_273_200));
+        let text = body().to_string();
+        let (told, expires) = well_formed(text.as_bytes()).unwrap();
+        assert_eq!((&*told.access_key_id, clock::epoch_seconds(expires)), ("ASIA", 1_795_273_200));
         is_refused(|body| body["Token"] = json!(""), "empty");
         is_refused(|body| drop(body.as_object_mut().unwrap().remove("AccountId")), "error");
         is_refused(|body| body["Expiration"] = json!("2026-11-21T15:00:00+00:00"), "end with Z");
         is_refused(|body| body["Expiration"] = json!("soonZ"), "no time");
         assert!(well_formed(b"").is_err());
+        let escaped = body().to_string().replace("\"t\"", r#""a\/b\u003d""#);
+        assert!(well_formed(escaped.as_bytes()).is_ok(), "every SDK reads escapes");
     }
 
     #[test]
     fn what_is_wrong_tells_no_secret() {
-        let wrong = well_formed(br#"{"AccessKeyId":"ASIA","SecretAccessKey":"hush","Token":7}"#).unwrap_err();
+        let wrong =
+            well_formed(br#"{"AccessKeyId":"ASIA","SecretAccessKey":"hush","Token":7}"#).err().unwrap();
         assert!(!wrong.to_string().contains("hush"), "{wrong}");
     }
 
@@ -258,6 +298,29 @@ mod tests {
         assert_eq!(class(&session("app-3", &role_arn(3, 0))), "wrong: former role");
         assert_eq!(class(&session("app-4", &role_arn(4, 1))), "wrong: role of others");
         assert_eq!(class(&session("app-3", &role_arn(4, 1))), "wrong: role of others");
+    }
+
+    #[test]
+    fn credentials_that_are_not_those_of_their_access_key_id_are_altered() {
+        let session = Session { expiration: 1_795_273_200, ..session("app-0", &role_arn(0, 0)) };
+        let judged = |change: fn(&mut Value)| {
+            let mut body = body();
+            change(&mut body);
+            let text = body.to_string();
+            let (told, expires) = well_formed(text.as_bytes()).unwrap();
+            let credentials = Credentials::new("ASIA", "s", Some("t".to_owned()), None, "test");
+            as_handed_out(&told, expires, &session, &credentials)
+        };
+        assert_eq!(judged(|_| {}), Ok(()));
+        assert_eq!(judged(|body| body["Expiration"] = json!("2026-11-21T14:59:59Z")), Ok(()));
+        let altered = |what| Err(Wrong::Altered(what));
+        assert_eq!(judged(|body| body["SecretAccessKey"] = json!("other")), altered("the SecretAccessKey"));
+        assert_eq!(judged(|body| body["Token"] = json!("other")), altered("the Token"));
+        assert_eq!(judged(|body| body["AccountId"] = json!("999999999999")), altered("the AccountId"));
+        assert_eq!(
+            judged(|body| body["Expiration"] = json!("2026-11-21T15:00:01Z")),
+            altered("the Expiration")
+        );
     }
 
     #[test]

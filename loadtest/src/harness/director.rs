@@ -118,7 +118,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if self.terminal {
-            eprintln!();
+            super::tell("");
         }
     }
 }

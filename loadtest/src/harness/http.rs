@@ -208,6 +208,12 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Why others may take another body out of it than this client does.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        let more = self.head.end().is_some_and(|end| self.received.len() > end);
+        self.head.doubt.or(more.then_some("more came than its Content-Length says"))
+    }
+
     pub(super) fn body(&self) -> &[u8] {
         &self.received[self.head.size..self.head.end().unwrap_or(self.received.len())]
     }
@@ -219,6 +225,7 @@ pub(super) struct Head {
     pub(super) length: Option<usize>,
     pub(super) is_json: bool,
     pub(super) closes: bool,
+    doubt: Option<&'static str>,
     size: usize,
 }
 
@@ -233,12 +240,18 @@ impl Head {
             length: None,
             is_json: false,
             closes: response.version == Some(0),
+            doubt: None,
             size,
         };
         for header in response.headers {
             let value = str::from_utf8(header.value).unwrap_or_default().trim();
             if header.name.eq_ignore_ascii_case("content-length") {
-                head.length = Some(value.parse().map_err(|_| httparse::Error::HeaderValue)?);
+                let length = value.parse().map_err(|_| httparse::Error::HeaderValue)?;
+                if head.length.replace(length).is_some() {
+                    head.doubt = Some("it has more than one Content-Length");
+                }
+            } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
+                head.doubt = Some("it has a Transfer-Encoding, beside which no Content-Length counts");
             } else if header.name.eq_ignore_ascii_case("content-type") {
                 head.is_json = value == "application/json";
             } else if header.name.eq_ignore_ascii_case("connection") {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum, value_parser};
 use hyper::Uri;
+use hyper::http::uri::PathAndQuery;
 
 use super::http::{CREDENTIALS, Endpoint};
 use super::manners::Client;
@@ -24,7 +25,8 @@ const MOST_PODS: u32 = 50_000;
 /// are on loopback. Everything ends by itself. The exit status is 0 if all that was expected held, 1 if something did
 /// not, 2 if the run could not be made.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "loadtest", version)]
+// xtask names --output and --binary itself: what a person names after it holds.
+#[command(name = "loadtest", version, args_override_self = true)]
 pub struct Options {
     #[arg(value_enum)]
     pub(super) scenario: Scenario,
@@ -123,12 +125,20 @@ impl FromStr for Target {
         let (Some("http"), Some(authority)) = (url.scheme_str(), url.authority()) else {
             return Err(format!("{text:?} is neither \"own\" nor a URL such as http://169.254.170.23"));
         };
-        let path = match url.path() {
+        if authority.as_str().contains('@') {
+            return Err("agents ask for no user name and no password: leave them out of the URL".to_owned());
+        }
+        let port = match (authority.port_u16(), authority.as_str() == authority.host()) {
+            (None, true) => 80,
+            (Some(port), _) if port > 0 => port,
+            (Some(_) | None, _) => return Err(format!("{authority} has no port between 1 and 65535")),
+        };
+        let path = match url.path_and_query().map_or("/", PathAndQuery::as_str) {
             "/" => CREDENTIALS,
             path => path,
         };
         let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let addresses = (name, authority.port_u16().unwrap_or(80)).to_socket_addrs();
+        let addresses = (name, port).to_socket_addrs();
         let address = addresses.map_err(|error| format!("{name}: {error}"))?.next();
         let address = address.ok_or_else(|| format!("{name} has no address"))?;
         Ok(Target::At(Endpoint { address, host: authority.to_string(), path: path.to_owned() }))
@@ -163,6 +173,7 @@ impl Options {
             Target::At(_) => {
                 for (flag, given) in [
                     ("--netns", self.netns > 0),
+                    ("--roles", self.roles.is_some()),
                     ("--loopback", self.loopback),
                     ("flags of the agent", !self.agent_args.is_empty()),
                 ] {
@@ -232,7 +243,13 @@ mod tests {
             of("[fd00:ec2::23]:80", "[fd00:ec2::23]", path)
         );
         assert_eq!(endpoint("http://localhost:8080").1, "localhost:8080");
+        assert_eq!(endpoint("http://127.0.0.1/x?y=z").2, "/x?y=z");
         for wrong in ["", "mine", "https://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1/a b"] {
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
+        }
+        for wrong in
+            ["http://127.0.0.1:99999", "http://127.0.0.1:0", "http://[::1]:", "http://me:hush@127.0.0.1"]
+        {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }
@@ -247,7 +264,7 @@ mod tests {
         assert_eq!(checked(&["--loopback", "--", "--verify", "off"]), Ok(()));
         assert_eq!(checked(&["--agent", url, "--token-dir", "tokens"]), Ok(()));
         assert!(checked(&["--token-dir", "tokens"]).is_err());
-        for flag in [&["--netns", "1"][..], &["--loopback"], &["--", "--verify", "off"]] {
+        for flag in [&["--netns", "1"][..], &["--roles", "2"], &["--loopback"], &["--", "--verify", "off"]] {
             let refused = checked(&[&["--agent", url], flag].concat()).unwrap_err();
             assert!(refused.contains("leave out"), "{refused}");
         }
@@ -263,6 +280,13 @@ mod tests {
         let line = ["loadtest", "steady", "--agent", "http://127.0.0.1:8080", "--token-dir", folder];
         let pods = |more: &[&str]| Options::try_parse_from(line.iter().chain(more)).unwrap().size().pods;
         assert_eq!((pods(&[]), pods(&["--pods", "2"])), (3, 2));
+    }
+
+    #[test]
+    fn of_a_flag_that_is_given_twice_the_later_holds() {
+        let line = ["loadtest", "steady", "--output", "xtask's", "--output", "mine", "--expect", "failed=0"];
+        let options = Options::try_parse_from(line.into_iter().chain(["--expect", "wrong=0"])).unwrap();
+        assert_eq!((options.output(), options.expect.len()), (PathBuf::from("mine"), 2));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a scenario is, before anything of it happens: its pods, what is done to them and when, and what must come of it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -172,6 +173,20 @@ impl Plan {
 
     pub(super) fn pods(&self) -> u32 {
         self.visits.iter().map(|visit| visit.pod + 1).max().unwrap_or(0)
+    }
+
+    /// Roles that pods have: fewer than there are where there are more of them than pods.
+    pub(super) fn roles_of_pods(&self) -> usize {
+        self.visits.iter().map(|visit| visit.role).collect::<HashSet<_>>().len()
+    }
+
+    /// Of the visits with a constant rate, as if all were there at the same time.
+    pub(super) fn wants_per_second(&self) -> f64 {
+        let rate = |visit: &Visit| match visit.pace {
+            Pace::Every(period) => 1.0 / period.as_secs_f64(),
+            Pace::Once | Pace::AtOnce | Pace::Refresh => 0.0,
+        };
+        self.visits.iter().map(rate).sum()
     }
 
     /// What the target must be for this.

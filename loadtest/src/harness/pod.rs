@@ -53,7 +53,7 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
-        let failure = outcome.err().map(Failed::cut);
+        let failure = outcome.err().map(Failed::presentable);
         world.settled(Settled { group: visit.group_at(wanted), at, latency, attempts, failure });
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
@@ -166,11 +166,15 @@ impl<'a> Sdk<'a> {
         let mut attempts = 0;
         loop {
             // The file is read at each retrieval, by all SDKs; here at each attempt.
-            let request = self.world.stage.endpoint().request(self.manners, &self.token()?);
+            let token = self.token()?;
+            let request = self.world.stage.endpoint().request(self.manners, &token);
             attempts += 1;
             let (failed, again) = match self.ask(&request, requests).await {
                 Ok(answer) if answer.head.status == 200 => return self.judge(&answer),
-                Ok(answer) => (refusal(&answer), self.manners.tries_again_after(answer.head.status)),
+                Ok(answer) => (
+                    refusal(answer.head.status, answer.body(), &token),
+                    self.manners.tries_again_after(answer.head.status),
+                ),
                 Err(no_answer) => (no_answer.into(), true),
             };
             if !again || attempts >= self.manners.attempts {
@@ -244,13 +248,14 @@ struct Refusal {
     message: String,
 }
 
-fn refusal(answer: &Answer) -> Failed {
-    let refusal: Refusal = serde_json::from_slice(answer.body()).unwrap_or_default();
-    let status = answer.head.status;
+/// A server that quotes the token it refuses must not bring it into a report.
+fn refusal(status: u16, body: &[u8], token: &str) -> Failed {
+    let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
+    let [code, message] = [refusal.code, refusal.message].map(|text| text.replace(token, "[the token]"));
     let redirected = if (300..400).contains(&status) { " (a redirect is not followed)" } else { "" };
     Failed {
-        class: format!("refused {status} {}{redirected}", refusal.code).trim_end().to_owned(),
-        example: refusal.message,
+        class: format!("refused {status} {code}{redirected}").trim_end().to_owned(),
+        example: message,
         wrong: false,
     }
 }
@@ -258,5 +263,19 @@ fn refusal(answer: &Answer) -> Failed {
 impl From<NoAnswer> for Failed {
     fn from(no_answer: NoAnswer) -> Failed {
         Failed { class: no_answer.class(), example: no_answer.to_string(), wrong: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_quotes_the_token_does_not_tell_it() {
+        let body = br#"{"Code":"Bad t.o.k","Message":"t.o.k is no good, t.o.k"}"#;
+        let failed = refusal(401, body, "t.o.k");
+        assert_eq!(failed.class, "refused 401 Bad [the token]");
+        assert_eq!(failed.example, "[the token] is no good, [the token]");
+        assert_eq!(refusal(302, b"no JSON", "t.o.k").class, "refused 302  (a redirect is not followed)");
     }
 }

@@ -40,14 +40,11 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    /// A server that is not ours may say anything, and at any length.
-    pub(super) fn cut(mut self) -> Failed {
-        for text in [&mut self.class, &mut self.example] {
-            if let Some((end, _)) = text.char_indices().nth(MOST_CHARACTERS) {
-                text.truncate(end);
-            }
-        }
-        self
+    /// A server that is not ours may say anything, at any length, and to the reader's terminal.
+    pub(super) fn presentable(self) -> Failed {
+        let shown = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+        let presentable = |text: &str| text.chars().take(MOST_CHARACTERS).map(shown).collect();
+        Failed { class: presentable(&self.class), example: presentable(&self.example), wrong: self.wrong }
     }
 }
 
@@ -355,9 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_said_is_cut_between_characters() {
-        let failed = Failed { class: "refused".to_owned(), example: "ü".repeat(201), wrong: false }.cut();
-        assert_eq!((failed.class.as_str(), failed.example), ("refused", "ü".repeat(200)));
+    fn what_a_server_said_is_cut_between_characters_and_commands_no_terminal() {
+        let class = "refused\n\u{1b}[31m".to_owned();
+        let failed = Failed { class, example: "ü".repeat(201), wrong: false }.presentable();
+        assert_eq!((failed.class.as_str(), failed.example), ("refused\u{fffd}\u{fffd}[31m", "ü".repeat(200)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::runtime::{Builder, Runtime};
 
 use super::agent::Agent;
@@ -90,6 +90,7 @@ impl Stage {
             .context("--agent URL needs --token-dir, with a token file for each pod")?;
         let files = token_files(folder)?;
         let pods = usize::try_from(plan.pods())?;
+        ensure!(!files.is_empty(), "{} has no token files", folder.display());
         if files.len() < pods {
             bail!(
                 "{} has {} token files, and {pods} pods were asked for: give --pods {}",

@@ -55,6 +55,9 @@ pub(super) fn summarize(
     run.totals = totals(world, &run, before);
     run.expected = expectations.iter().map(|expectation| expectation.judge(&run)).collect();
     run.expected.extend(findings::find(world));
+    // What cuts a run short is told by itself.
+    let whole = !world.is_stopped() && error.is_none();
+    run.expected.extend(missing(world.plan.steps.len(), run.marks.len()).filter(|_| whole));
     if world.is_stopped() {
         let condition = format!("the run lasts {} s", world.plan.duration.as_secs_f64());
         let was = format!("stopped by a signal after {seen:.1} s");
@@ -65,6 +68,15 @@ pub(super) fn summarize(
         run.expected.push(Expected { condition, was: format!("{error:#}"), held: false });
     }
     run
+}
+
+/// A step waits for the one before it, and a run may be over meanwhile: then it has not shown what it is there for.
+fn missing(planned: usize, done: usize) -> Option<Expected> {
+    (done < planned).then(|| Expected {
+        condition: "all happens that is to happen".to_owned(),
+        was: format!("{done} of {planned} steps began before the run was over"),
+        held: false,
+    })
 }
 
 fn settings(options: &Options) -> BTreeMap<String, String> {
@@ -96,7 +108,7 @@ fn totals(world: &World, run: &Run, before: &Before) -> Totals {
     let harness = proc::memory("self").unwrap_or_default();
     Totals {
         pods: count(|all| all.pods),
-        roles: u64::from(world.plan.roles),
+        roles: world.plan.roles_of_pods() as u64,
         requests: count(|all| all.requests),
         attempts: count(|all| all.attempts),
         served: count(|all| all.requests - all.failed),
@@ -162,4 +174,15 @@ fn notes(world: &World) -> Vec<String> {
             .to_owned(),
     );
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_was_never_come_to_is_a_condition_that_did_not_hold() {
+        assert!(missing(4, 4).is_none() && missing(0, 0).is_none());
+        assert!(missing(4, 1).is_some_and(|missing| !missing.held && missing.was.starts_with("1 of 4")));
+    }
 }

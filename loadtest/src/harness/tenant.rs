@@ -1,7 +1,7 @@
 //! The pods of a run as the kubelet makes them: a cgroup and a network where the stage has them, and a token.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
 
 use super::agent::NODE_NAME;
@@ -36,7 +36,8 @@ impl Tenant {
             Token::Minted { by, slip } => {
                 let mut slip = slip.lock().unwrap_or_else(PoisonError::into_inner);
                 if slip.until.is_some_and(|until| until <= clock::mono()) {
-                    *slip = by.mint(&self.name, &self.uid, self.role)?;
+                    let minted = by.mint(&self.name, &self.uid, self.role);
+                    *slip = minted.context("the file of the pods' tokens")?;
                 }
                 Ok(by.spool.get(*slip)?.into())
             }
@@ -189,6 +190,19 @@ impl Spool {
     }
 }
 
+/// Far above what EKS gives out, and what an agent takes.
+const LONGEST_TOKEN: u64 = 64 * 1024;
+
+fn read_token(path: &Path) -> Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?.take(LONGEST_TOKEN + 1).read_to_end(&mut text)?;
+    ensure!(text.len() as u64 <= LONGEST_TOKEN, "longer than {LONGEST_TOKEN} bytes: this is no token");
+    let text = text.trim_ascii_end();
+    // A line break would end the header that the token is sent in.
+    ensure!(!text.is_empty() && text.iter().all(u8::is_ascii_graphic), "not one line of a token");
+    Ok(String::from_utf8(text.to_vec())?)
+}
+
 struct TokenFile {
     path: PathBuf,
     read: Mutex<Option<(Arc<str>, Instant)>>,
@@ -207,8 +221,7 @@ impl TokenFile {
         {
             return Ok(Arc::clone(text));
         }
-        let text = std::fs::read_to_string(&self.path).with_context(|| format!("{}", self.path.display()))?;
-        let text: Arc<str> = text.trim_end().into();
+        let text: Arc<str> = read_token(&self.path).with_context(|| self.path.display().to_string())?.into();
         *read = Some((Arc::clone(&text), now));
         Ok(text)
     }
@@ -232,6 +245,20 @@ mod tests {
         let slips: Vec<Slip> = texts.iter().map(|text| spool.put(text).unwrap()).collect();
         let got: Vec<String> = slips.iter().rev().map(|slip| spool.get(*slip).unwrap()).collect();
         assert!(got.iter().eq(texts.iter().rev()), "{got:?}");
+    }
+
+    #[test]
+    fn what_is_no_token_is_not_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let read = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            read_token(&path)
+        };
+        assert_eq!(read(b"t.o.k\r\n").unwrap(), "t.o.k");
+        for wrong in [&b""[..], b"\n", b"t.o.k\r\nX-Other: header", b"t o k", b"\xff\x00", &[b'a'; 100_000]] {
+            assert!(read(wrong).is_err(), "{}", wrong.len());
+        }
     }
 
     #[test]

@@ -45,6 +45,19 @@ async fn an_answer_in_pieces_is_read_whole() {
 }
 
 #[tokio::test]
+async fn an_answer_that_others_may_read_otherwise_is_in_doubt() {
+    let doubt = async |pieces| answered(pieces, false).await.unwrap().doubt();
+    assert_eq!(doubt(&["HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{  }"]).await, None);
+    let twice = doubt(&["HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Length: 4\r\n\r\n{  }"]).await;
+    assert!(twice.is_some_and(|doubt| doubt.contains("more than one")));
+    let chunked =
+        doubt(&["HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n{  }"]).await;
+    assert!(chunked.is_some_and(|doubt| doubt.contains("Transfer-Encoding")));
+    let longer = doubt(&["HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{  } and more"]).await;
+    assert!(longer.is_some_and(|doubt| doubt.contains("more came")));
+}
+
+#[tokio::test]
 async fn an_answer_without_a_length_ends_with_its_connection() {
     let answer = answered(&["HTTP/1.1 503 No\r\nConnection: close\r\n\r\nno"], true).await.unwrap();
     assert_eq!(answer.body(), b"no");

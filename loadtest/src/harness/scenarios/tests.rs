@@ -66,6 +66,14 @@ proptest! {
 }
 
 #[test]
+fn roles_are_those_that_pods_have_and_wants_are_those_of_all_pods() {
+    let size = Size { pods: 3, roles: 50, duration: s(9), within: s(1), every: Duration::from_millis(500) };
+    let chance = fastrand::Rng::with_seed(1);
+    let plan = Scenario::Steady.plan(&mut Ask { size, clients: Clients::Mixed, chance, short: true });
+    assert_eq!((plan.roles_of_pods(), plan.wants_per_second()), (3, 6.0));
+}
+
+#[test]
 fn each_scenario_expects_something_that_can_be_read() {
     for (scenario, _, _, plan) in plans() {
         assert!(plan.expectations.iter().any(|condition| condition == "wrong=0"), "{}", scenario.name());
