@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let stop = stopped_by_signals()?;
     limits::allow(u64::from(plan.pods()), stage::has_cgroups(options))?;
     let output = options.output();
-    std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
+    crate::report::prepare(&output)?;
     let name = options.scenario.name();
     tell(&format!("{name}: {} pods of {} roles are made", plan.pods(), plan.roles_of_pods()));
     let stage = Stage::set(options, &plan)?;

@@ -13,6 +13,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -23,14 +24,32 @@ pub use self::run::{Expected, Failure, Group, Latency, Mark, Run, Second, Totals
 /// What goose writes, where it was asked to, into the folder of the others.
 pub const GOOSE: &str = "goose.html";
 
-/// Writes `report.json`, `report.md` and `report.html` into the folder, which is made where it is not there.
-pub fn write(run: &Run, folder: &Path) -> Result<()> {
+const JSON: &str = "report.json";
+const MARKDOWN: &str = "report.md";
+const HTML: &str = "report.html";
+
+/// Makes the folder, and takes a former run's report out of it: it would be taken for that of a run that gets none.
+pub fn prepare(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for name in [JSON, MARKDOWN, HTML, GOOSE] {
+        let file = folder.join(name);
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes `report.json`, `report.md` and `report.html` into the folder.
+pub fn write(run: &Run, folder: &Path) -> Result<()> {
     let goose = folder.join(GOOSE).is_file().then_some(GOOSE);
     let pages = [
-        ("report.json", serde_json::to_string_pretty(run)?),
-        ("report.md", markdown::page(run)),
-        ("report.html", html::page(run, goose)?),
+        (JSON, serde_json::to_string_pretty(run)?),
+        (MARKDOWN, markdown::page(run)),
+        (HTML, html::page(run, goose)?),
     ];
     for (name, text) in pages {
         let file = folder.join(name);

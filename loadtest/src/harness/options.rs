@@ -165,6 +165,11 @@ impl Options {
 
     /// Refuses what would silently have no effect.
     pub(super) fn check(&self) -> Result<()> {
+        let (flag, given) = match self.scenario.asks_at_a_rate() {
+            true => ("--within", self.within.is_some()),
+            false => ("--every", self.every.is_some()),
+        };
+        ensure!(!given, "{flag} has no effect in {}: leave it out", self.scenario.name());
         match self.agent {
             Target::Own => ensure!(
                 self.token_dir.is_none(),
@@ -267,6 +272,18 @@ mod tests {
         for flag in [&["--netns", "1"][..], &["--roles", "2"], &["--loopback"], &["--", "--verify", "off"]] {
             let refused = checked(&[&["--agent", url], flag].concat()).unwrap_err();
             assert!(refused.contains("leave out"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_scenario_has_one_of_every_and_within() {
+        for scenario in Scenario::value_variants() {
+            let accepted = |flag: &str| {
+                let line = ["loadtest", &scenario.name(), flag, "3s"];
+                Options::try_parse_from(line).unwrap().check().is_ok()
+            };
+            let rate = scenario.asks_at_a_rate();
+            assert_eq!((accepted("--every"), accepted("--within")), (rate, !rate), "{}", scenario.name());
         }
     }
 

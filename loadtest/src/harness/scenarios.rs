@@ -108,6 +108,21 @@ impl Scenario {
         (self.parts().least)(short)
     }
 
+    /// Whether it is `--every` that says how often pods ask; if not, `--within` says when they start.
+    pub(super) fn asks_at_a_rate(self) -> bool {
+        match self {
+            Scenario::Rollout | Scenario::Jobs | Scenario::Rotation | Scenario::Saturate => false,
+            Scenario::Steady
+            | Scenario::Chatty
+            | Scenario::Outage
+            | Scenario::Churn
+            | Scenario::Noisy
+            | Scenario::Thief
+            | Scenario::Restart
+            | Scenario::Changeover => true,
+        }
+    }
+
     pub(super) fn size(self, short: bool) -> Size {
         (self.parts().size)(short)
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use super::{GOOSE, Run, sample, write};
+use super::{GOOSE, Run, prepare, sample, write};
 
 const WIDTH: u32 = 1280;
 const HEIGHT: u32 = 1700;
@@ -19,6 +19,7 @@ fn what_is_written_can_be_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("made/for/it");
     let run = sample::outage();
+    prepare(&folder).unwrap();
     write(&run, &folder).unwrap();
     let read: Run = serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap();
     assert_eq!(format!("{:?}", read.totals), format!("{:?}", run.totals));
@@ -29,6 +30,11 @@ fn what_is_written_can_be_read_again() {
     std::fs::write(folder.join(GOOSE), "").unwrap();
     write(&run, &folder).unwrap();
     assert!(page().contains(GOOSE));
+
+    std::fs::write(folder.join("notes.txt"), "mine").unwrap();
+    prepare(&folder).unwrap();
+    let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes.txt"], "the next run's folder has nothing of this one's");
 }
 
 #[tokio::test]

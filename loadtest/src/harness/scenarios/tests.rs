@@ -84,6 +84,21 @@ fn each_scenario_expects_something_that_can_be_read() {
 }
 
 #[test]
+fn what_a_scenario_says_it_goes_by_changes_its_plan_and_the_other_does_not() {
+    for scenario in Scenario::value_variants() {
+        let planned = |every, within| {
+            let size = Size { every: s(every), within: s(within), ..scenario.size(false) };
+            let chance = fastrand::Rng::with_seed(1);
+            format!("{:?}", scenario.plan(&mut Ask { size, clients: Clients::Mixed, chance, short: false }))
+        };
+        let (usual, other_every, other_within) = (planned(3, 3), planned(4, 3), planned(3, 4));
+        let changed = (usual != other_every, usual != other_within);
+        let rate = scenario.asks_at_a_rate();
+        assert_eq!(changed, (rate, !rate), "{}", scenario.name());
+    }
+}
+
+#[test]
 fn the_same_seed_makes_the_same_pods_at_the_same_moments() {
     let starts = || -> Vec<Duration> {
         plans().flat_map(|(.., plan)| plan.visits.into_iter().map(|visit| visit.start)).collect()
