@@ -93,6 +93,18 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 {{- .Values.agent.probePort | default 2703 | int64 }}
 {{- end }}
 
+{{/* Whether an update starts the next agent beside the old one. */}}
+{{- define "podcred.surges" -}}
+{{- with (.Values.updateStrategy).rollingUpdate }}
+{{- $none := list "" "0" "0%" }}
+{{- if not (has (include "podcred.text" .maxSurge) $none) }}
+{{- if not (has (include "podcred.text" .maxUnavailable) $none) }}
+{{- fail "updateStrategy.rollingUpdate: with a maxSurge Kubernetes wants maxUnavailable: 0" }}
+{{- end }}true
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Where the node's /proc is mounted; the container's own is not to be covered. */}}
 {{- define "podcred.hostProc" -}}
 {{- if ne (.Values.agent.hostProc | default "/proc") "/proc" }}{{ .Values.agent.hostProc }}{{ end }}
