@@ -47,7 +47,8 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
         }
     } else if op == BPF_SOCK_OPS_TCP_CONNECT_CB
         || op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
-        || op == BPF_SOCK_OPS_STATE_CB
+        // The other changes are on the way: that the server is done is told while the server's processor sends its FIN.
+        || op == BPF_SOCK_OPS_STATE_CB && read!(ops.__bindgen_anon_1.args[1]) == BPF_TCP_CLOSE
     {
         let client = CALLER.get(socket);
         if !client.is_null() {
@@ -56,7 +57,7 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
             } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
                 client_established(&ctx, client);
             } else {
-                client_changes(ops, socket, client);
+                client_closes(ops, socket, client);
             }
         }
     }
@@ -175,15 +176,11 @@ fn server_established(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     }
 }
 
-/// The client's socket has changed its state.
+/// The client's connection is over.
 #[inline(always)]
-fn client_changes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
+fn client_closes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
     let old = read!(ops.__bindgen_anon_1.args[0]);
-    let new = read!(ops.__bindgen_anon_1.args[1]);
     let segments_in = read!(ops.segs_in);
-    if new != BPF_TCP_CLOSE {
-        return;
-    }
     // SAFETY: `client` is a whole `Client`, and its socket is locked here.
     let (group, flags, since, slot_and_one) =
         unsafe { ((*client).caller.group, (*client).caller.flags, (*client).since, (*client).slot_and_one) };

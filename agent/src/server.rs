@@ -175,9 +175,11 @@ async fn serve_one(
     place: Place,
     _connected: Connected,
 ) {
-    let respond = service_fn(async |request| {
+    let (service, connection, place) = (&*service, &connection, &place);
+    // Not an async closure, whose future has room for the request twice.
+    let respond = service_fn(|request| async move {
         place.busy();
-        let (response, answered) = service.respond(&request, &connection).await;
+        let (response, answered) = service.respond(&request, connection).await;
         // From here on it is the client's turn, also to take this answer.
         place.idle(answered);
         Ok::<_, Infallible>(response)

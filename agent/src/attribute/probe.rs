@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::clock::since_boot;
 use crate::locks::lock;
+use crate::sockopt;
 
 pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
 pub use attach::Tried;
@@ -182,7 +183,12 @@ impl Probe {
     /// Who called connect() at the other end of this accepted socket. None: no process below kubepods, or one of the reasons
     /// in [`LostEvents`] and [`Counters::over_share`].
     pub fn caller(&self, accepted: &impl AsFd) -> Result<Option<Caller>, ProbeError> {
-        self.attributed.get(accepted)
+        match sockopt::caller(accepted) {
+            Some(caller) => Ok(Some(caller)),
+            // Nobody is known; or nobody answers, because the program is detached, or this process is in another cgroup than
+            // where it is attached. The look-up costs more, and can tell these apart.
+            None => self.attributed.get(accepted),
+        }
     }
 
     /// The group (see [`Caller::group`]) of the pod that has this network namespace.

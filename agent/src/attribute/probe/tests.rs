@@ -59,7 +59,7 @@ fn a_foreign_exclusive_program_is_named_with_its_cgroup() {
         assert_eq!((*program, named), ("connect4", place));
         assert!(owner.starts_with("the program \"connect4\" (id "), "{owner}");
         let failed = tried.iter().filter(|tried| tried.attached.is_err()).map(|tried| tried.hook);
-        assert_eq!((tried.len(), failed.collect::<Vec<_>>()), (4, vec!["connect4"]), "{tried:?}");
+        assert_eq!((tried.len(), failed.collect::<Vec<_>>()), (5, vec!["connect4"]), "{tried:?}");
     }
     Probe::load(&config).expect("nobody is in the way any more");
 }
