@@ -30,7 +30,8 @@ pub(crate) fn answer(ctx: SockoptContext) -> i32 {
         return DONE;
     }
     let caller = ATTRIBUTED.get(socket);
-    if caller.is_null() {
+    // SAFETY: not null, hence a whole `Caller`.
+    if caller.is_null() || unsafe { (*caller).cgroup_id } == 0 {
         return DONE;
     }
     // SAFETY: `caller` is a whole `Caller`, the buffer has room for one, and these are fields that this kind of program may
