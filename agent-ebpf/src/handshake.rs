@@ -1,7 +1,7 @@
 //! From the client's socket to the server's: both sides of one handshake.
 
 use agent_ebpf::{
-    Connection, Counters, Destination, LATENCY_BOUNDS, Lost, Pending, caller_flags, settings_flags,
+    Caller, Connection, Counters, Destination, LATENCY_BOUNDS, Lost, Pending, caller_flags, settings_flags,
 };
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
@@ -15,7 +15,7 @@ use aya_log_ebpf::debug;
 
 use crate::connect::{MAPPED, no_longer_counted};
 use crate::group::{add, count, counters, free_slot, take_slot};
-use crate::maps::{ATTRIBUTED, CALLER, Client, DESTINATIONS, MARKER, PENDING, SETTINGS, lost};
+use crate::maps::{ATTRIBUTED, CALLER, Client, DESTINATIONS, PENDING, SETTINGS, lost};
 
 /// What sock_ops programs give back: other programs' replies stay as they are.
 const DONE: u32 = 1;
@@ -42,12 +42,14 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
         return DONE;
     }
     if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-        if !MARKER.get(socket).is_null() {
-            server_established(&ctx, socket);
+        let attributed = ATTRIBUTED.get(socket);
+        if !attributed.is_null() {
+            server_established(&ctx, attributed);
         }
     } else if op == BPF_SOCK_OPS_TCP_CONNECT_CB
         || op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
-        || op == BPF_SOCK_OPS_STATE_CB
+        // The other changes are on the way: that the server is done is told while the server's processor sends its FIN.
+        || op == BPF_SOCK_OPS_STATE_CB && read!(ops.__bindgen_anon_1.args[1]) == BPF_TCP_CLOSE
     {
         let client = CALLER.get(socket);
         if !client.is_null() {
@@ -56,7 +58,7 @@ pub(crate) fn handshake(ctx: SockOpsContext) -> u32 {
             } else if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
                 client_established(&ctx, client);
             } else {
-                client_changes(ops, socket, client);
+                client_closes(ops, socket, client);
             }
         }
     }
@@ -138,7 +140,7 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
 
 /// The server's side is done, and accept() cannot return this socket before we do.
 #[inline(always)]
-fn server_established(ctx: &SockOpsContext, socket: *mut bpf_sock) {
+fn server_established(ctx: &SockOpsContext, attributed: *mut Caller) {
     let ops = ctx.ops;
     let server_sequence = read!(ops.snd_nxt);
     let client_sequence = read!(ops.rcv_nxt);
@@ -159,31 +161,26 @@ fn server_established(ctx: &SockOpsContext, socket: *mut bpf_sock) {
     };
     // SAFETY: a whole `Pending`, that of another connection at worst, see below.
     let (group, slot, since, caller) =
-        unsafe { ((*pending).caller.group, (*pending).slot, (*pending).since, &raw const (*pending).caller) };
-    let attributed = ATTRIBUTED.get_or_create(socket, caller);
+        unsafe { ((*pending).caller.group, (*pending).slot, (*pending).since, (*pending).caller) };
     // An entry that is removed or replaced leaves its memory to another's at once. That it is still found where it was
     // after the copy, and that we are the one to remove it, proves that the copy is of this connection's caller.
     let is_still_there = PENDING.get_ptr(&connection).is_some_and(|now| core::ptr::eq(now, pending));
     if !is_still_there || PENDING.remove(&connection).is_err() {
-        ATTRIBUTED.delete(socket);
         return;
     }
+    // SAFETY: a whole `Caller`, and its socket is locked here.
+    unsafe { *attributed = caller };
     free_slot(group, slot, since);
-    if !attributed.is_null() && logs() {
-        // SAFETY: a whole `Caller`.
-        debug!(ctx, "port {}: opened by cgroup {}", ends.remote_port, unsafe { (*attributed).cgroup_id });
+    if logs() {
+        debug!(ctx, "port {}: opened by cgroup {}", ends.remote_port, caller.cgroup_id);
     }
 }
 
-/// The client's socket has changed its state.
+/// The client's connection is over.
 #[inline(always)]
-fn client_changes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
+fn client_closes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Client) {
     let old = read!(ops.__bindgen_anon_1.args[0]);
-    let new = read!(ops.__bindgen_anon_1.args[1]);
     let segments_in = read!(ops.segs_in);
-    if new != BPF_TCP_CLOSE {
-        return;
-    }
     // SAFETY: `client` is a whole `Client`, and its socket is locked here.
     let (group, flags, since, slot_and_one) =
         unsafe { ((*client).caller.group, (*client).caller.flags, (*client).since, (*client).slot_and_one) };

@@ -67,6 +67,10 @@ impl Caller {
     }
 }
 
+/// The socket option whose value is the [`Caller`]: for the agent alone, and no kernel's own.
+pub const CALLER_LEVEL: i32 = i32::from_ne_bytes(*b"podc");
+pub const CALLER_OPTION: i32 = 1;
+
 /// Key of PENDING: a connection as its client sees it. Both sides' initial sequence numbers are in it: two network namespaces
 /// may have the same addresses and ports, and one may use them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -10,9 +10,11 @@
 //! podcred's kernel programs: they say which pod opened a connection to the agent.
 //!
 //! [`connect`] runs inside connect() and writes down on the client's socket who called. [`handshake`] carries that over
-//! to the agent's socket of the same connection, where the agent reads it by file descriptor. Nothing is looked up by
+//! to the agent's socket of the same connection, where [`answer`] tells it when the agent asks by file descriptor. Nothing is looked up by
 //! address: whoever can borrow an address cannot borrow what the kernel wrote on a socket.
 
+#[cfg(target_arch = "bpf")]
+mod answer;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]

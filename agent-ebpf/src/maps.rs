@@ -34,13 +34,10 @@ pub(crate) static IMDS_ALLOWED: HashMap<u64, u32, 4096, ON_DEMAND> = HashMap::ne
 #[btf_map]
 pub(crate) static CALLER: SocketStorage<Client, PLAIN> = SocketStorage::new();
 
-/// On the agent's listener and, by inheritance, on what it accepts: here a caller is wanted.
+/// On the agent's listener, where it is empty, and by inheritance on what that accepts: here a caller is wanted. On an accepted
+/// socket: who called connect() at the other end, or nobody (cgroup 0). As many as there are such sockets.
 #[btf_map]
-pub(crate) static MARKER: SocketStorage<u32, INHERITED> = SocketStorage::new();
-
-/// On an accepted socket: who called connect() at the other end. As many as there are such sockets.
-#[btf_map]
-pub(crate) static ATTRIBUTED: SocketStorage<Caller, PLAIN> = SocketStorage::new();
+pub(crate) static ATTRIBUTED: SocketStorage<Caller, INHERITED> = SocketStorage::new();
 
 /// Connections between the client's and the server's side of their handshakes. 65,536, and 64 of one group (see SLOTS), so
 /// that it takes a thousand pods to fill it; then connections are not attributed, and counted in LOST.

@@ -41,7 +41,7 @@ pub type Caller = Result<Arc<Workload>, Unattributed>;
 pub struct Workload {
     pub pod_uid: Arc<str>,
     /// None where the process ran in the pod's own cgroup, outside any container's.
-    pub container_id: Option<Box<str>>,
+    pub container_id: Option<Arc<str>>,
     pub cgroup_id: u64,
     pub tgid: u32,
     /// The network namespace's cookie; 0 where only the table of sockets was asked.

@@ -92,7 +92,8 @@ impl Authenticator {
             token::check_expiry(claims.expires, now.wall)?;
             return Ok(Authenticated::Verified(claims, hash));
         }
-        self.check(token, hash, now).await
+        // Boxed, as all that few requests wait for: each connection has room for a whole request's future.
+        Box::pin(self.check(token, hash, now)).await
     }
 
     /// Whose token this is, if it was ever verified.

@@ -141,7 +141,7 @@ impl Credentials {
         let role = inner.role(permit, now);
         let (issued, from) = match role.ask(permit, token, now, inner.pace.revalidate_after(), recheck) {
             Answer::Serve(issued) => at_hand(issued, now),
-            waiting @ Answer::Wait { .. } => self.wait(permit, token, &role, waiting, now).await?,
+            waiting @ Answer::Wait { .. } => Box::pin(self.wait(permit, token, &role, waiting, now)).await?,
         };
         if role.is_first_sight(&permit.claims().pod_uid, &issued) {
             issued.log_issued_to(permit.claims(), permit.key());

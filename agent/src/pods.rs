@@ -118,11 +118,11 @@ impl Pod {
         // Nearly always there is one, and then a request needs no timer.
         let place = match self.waiting.try_acquire() {
             Ok(place) => place,
-            Err(_) => timeout_at(deadline, self.waiting.acquire()).await.ok()?.ok()?,
+            Err(_) => Box::pin(timeout_at(deadline, self.waiting.acquire())).await.ok()?.ok()?,
         };
         let turn = self.turn(now, deadline)?;
         if turn > now.mono {
-            sleep_until(turn).await;
+            Box::pin(sleep_until(turn)).await;
         }
         Some(place)
     }

@@ -84,7 +84,7 @@ impl Service {
                 let response = refusal(&rejection);
                 // Java spends its six attempts in 5 ms where a 503 comes at once.
                 if response.status().is_server_error() {
-                    sleep_until(asked.mono + self.wait).await;
+                    Box::pin(sleep_until(asked.mono + self.wait)).await;
                 }
                 let answered = self.clock.now();
                 let took = answered.mono.saturating_duration_since(asked.mono);
@@ -115,7 +115,9 @@ impl Service {
         self.compared(connection, &verdict);
         match authorized? {
             Authorized::Checked(permit) => self.credentials.get(&permit, token, now).await,
-            Authorized::Unchecked(permit) => self.credentials.get_unchecked(&permit, token, now).await,
+            Authorized::Unchecked(permit) => {
+                Box::pin(self.credentials.get_unchecked(&permit, token, now)).await
+            }
         }
     }
 

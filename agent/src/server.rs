@@ -129,7 +129,14 @@ async fn accept(
 ) {
     // Only where the listener takes all addresses has each connection to be asked for its own.
     let bound = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());
-    while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
+    let mut cancelled = pin!(cancel.cancelled());
+    while !cancel.is_cancelled() {
+        let accepted = tokio::select! {
+            // The other way round each connection would pay for an entry among those that wait for the end.
+            biased;
+            accepted = listener.accept() => accepted,
+            () = cancelled.as_mut() => break,
+        };
         let now = service.clock.now();
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -168,16 +175,25 @@ async fn accept(
     }
 }
 
-async fn serve_one(
+#[expect(clippy::manual_async_fn, reason = "an async function's future has room for its arguments twice")]
+fn serve_one(
     stream: TcpStream,
     connection: Connection,
     service: Arc<Service>,
     place: Place,
-    _connected: Connected,
-) {
-    let respond = service_fn(async |request| {
+    connected: Connected,
+) -> impl Future<Output = ()> {
+    async move {
+        let _connected = connected;
+        serve_on(stream, &connection, &service, &place).await;
+    }
+}
+
+async fn serve_on(stream: TcpStream, connection: &Connection, service: &Service, place: &Place) {
+    // Not an async closure, whose future has room for the request twice.
+    let respond = service_fn(|request| async move {
         place.busy();
-        let (response, answered) = service.respond(&request, &connection).await;
+        let (response, answered) = service.respond(&request, connection).await;
         // From here on it is the client's turn, also to take this answer.
         place.idle(answered);
         Ok::<_, Infallible>(response)

@@ -2,8 +2,10 @@
 #![expect(unsafe_code, reason = "getsockopt(2) and setsockopt(2) take raw pointers")]
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 
+use agent_ebpf::{CALLER_LEVEL, CALLER_OPTION, Caller};
 use libc::{SO_NETNS_COOKIE, SOL_SOCKET, SOL_TCP, TCP_FASTOPEN, c_int, c_void, socklen_t};
 
 /// A listener with TCP Fast Open hands out sockets before the handshake has ended, and then the kernel programs never
@@ -28,4 +30,18 @@ pub(crate) fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
         libc::getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast::<c_void>(), &raw mut size)
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What the kernel programs say of an accepted socket. None: they say nothing, or are not there.
+pub(crate) fn caller(accepted: &impl AsFd) -> Option<Caller> {
+    let mut caller = MaybeUninit::<Caller>::uninit();
+    let mut size = socklen_t::try_from(size_of_val(&caller)).ok()?;
+    let whole = size;
+    let fd = accepted.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is borrowed, so it is open; the kernel writes at most `size` bytes, which `caller` has.
+    let result = unsafe {
+        libc::getsockopt(fd, CALLER_LEVEL, CALLER_OPTION, caller.as_mut_ptr().cast::<c_void>(), &raw mut size)
+    };
+    // SAFETY: all of it was written, and it is made of integers.
+    (result == 0 && size == whole).then(|| unsafe { caller.assume_init() })
 }

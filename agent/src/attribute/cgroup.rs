@@ -31,7 +31,7 @@ pub struct PodCgroup {
     /// As tokens spell it. Static pods have a hash here which is in no token.
     pub pod_uid: Arc<str>,
     /// None for the pod's own cgroup and for its helpers, such as cri-o's conmon.
-    pub container_id: Option<Box<str>>,
+    pub container_id: Option<Arc<str>>,
 }
 
 /// The cgroups of one pod: its own first, then those of its containers.

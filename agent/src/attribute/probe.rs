@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::clock::since_boot;
 use crate::locks::lock;
+use crate::sockopt;
 
 pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
 pub use attach::Tried;
@@ -79,7 +80,6 @@ pub struct Probe {
     watched: Row<u32>,
     destinations: Table<Destination, u32>,
     imds_allowed: Table<u64, u32>,
-    marker: Mutex<OnSockets<u32>>,
     attributed: OnSockets<Caller>,
     pending: Table<Connection, Pending>,
     namespaces: Table<u64, u64>,
@@ -111,6 +111,9 @@ pub enum Upkeep {
     Expired { connections: usize },
 }
 
+/// Of a listener, and of what it accepts until the kernel programs know better.
+const NOBODY: Caller = Caller { cgroup_id: 0, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
+
 impl Probe {
     pub fn load(config: &ProbeConfig) -> Result<Probe, ProbeError> {
         raise_locked_memory();
@@ -136,7 +139,6 @@ impl Probe {
             watched: Row::take(&mut object, "WATCHED")?,
             destinations: Table::take(&mut object, "DESTINATIONS")?,
             imds_allowed: Table::take(&mut object, "IMDS_ALLOWED")?,
-            marker: Mutex::new(OnSockets::take(&mut object, "MARKER")?),
             attributed: OnSockets::take(&mut object, "ATTRIBUTED")?,
             pending: Table::take(&mut object, "PENDING")?,
             namespaces: Table::take(&mut object, "NAMESPACES")?,
@@ -176,13 +178,18 @@ impl Probe {
     /// Wants the callers of all connections that this listener accepts. Before listen(): a connection that is there already
     /// is not attributed.
     pub fn mark(&self, listener: &impl AsFd) -> Result<(), ProbeError> {
-        lock(&self.marker).insert(listener, 1)
+        self.attributed.insert(listener, NOBODY)
     }
 
     /// Who called connect() at the other end of this accepted socket. None: no process below kubepods, or one of the reasons
     /// in [`LostEvents`] and [`Counters::over_share`].
     pub fn caller(&self, accepted: &impl AsFd) -> Result<Option<Caller>, ProbeError> {
-        self.attributed.get(accepted)
+        match sockopt::caller(accepted) {
+            Some(caller) => Ok(Some(caller)),
+            // Nobody is known; or nobody answers, because the program is detached, or this process is in another cgroup than
+            // where it is attached. The look-up costs more, and can tell these apart.
+            None => Ok(self.attributed.get(accepted)?.filter(|caller| *caller != NOBODY)),
+        }
     }
 
     /// The group (see [`Caller::group`]) of the pod that has this network namespace.

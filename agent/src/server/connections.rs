@@ -4,10 +4,12 @@
 //! the longest idle. A pod that the kernel knows has a cap of its own; what it cannot tell is bounded by the node's.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::poll_fn;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use crate::clock::Now;
@@ -50,9 +52,9 @@ struct Slot {
     pod: Option<Arc<Pod>>,
     /// None while a request is being answered.
     idle_since: Mutex<Option<Instant>>,
-    /// One for all that a connection may be told: each thing that its task listens to is looked at with each request.
-    told: Notify,
-    evicted: AtomicBool,
+    told: Mutex<Option<Told>>,
+    /// The connection's task.
+    listening: AtomicWaker,
 }
 
 /// What an open connection is told.
@@ -101,8 +103,8 @@ impl Connections {
         let slot = Arc::new(Slot {
             pod,
             idle_since: Mutex::new(Some(now.mono)),
-            told: Notify::new(),
-            evicted: AtomicBool::new(false),
+            told: Mutex::default(),
+            listening: AtomicWaker::new(),
         });
         open.slots.insert(id, Arc::clone(&slot));
         Ok(Place { id, slot, connections: Arc::clone(self) })
@@ -111,8 +113,15 @@ impl Connections {
     /// Tells all that are open to finish.
     pub(super) fn finish(&self) {
         for slot in lock(&self.open).slots.values() {
-            slot.told.notify_one();
+            slot.tell(Told::Finish);
         }
+    }
+}
+
+impl Slot {
+    fn tell(&self, told: Told) {
+        *lock(&self.told) = Some(told);
+        self.listening.wake();
     }
 }
 
@@ -124,8 +133,7 @@ impl Open {
 
     fn evict(&mut self, id: u64) {
         if let Some(slot) = self.remove(id) {
-            slot.evicted.store(true, Ordering::Relaxed);
-            slot.told.notify_one();
+            slot.tell(Told::Leave);
         }
     }
 
@@ -153,13 +161,15 @@ impl Place {
         *lock(&self.slot.idle_since) = Some(now.mono);
     }
 
-    /// Resolves when there is something to tell.
+    /// Resolves when there is something to tell. For the connection's own task alone, which looks with each request: a
+    /// `Notify` would make an entry in a list of its listeners for it, and take it out again.
     pub(super) async fn told(&self) -> Told {
-        self.slot.told.notified().await;
-        match self.slot.evicted.load(Ordering::Relaxed) {
-            true => Told::Leave,
-            false => Told::Finish,
-        }
+        poll_fn(|context| {
+            // Before the look: what is told after it wakes the task.
+            self.slot.listening.register(context.waker());
+            lock(&self.slot.told).take().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }
 

@@ -35,7 +35,9 @@ fn a_node_that_has_everything_can_enforce() {
     for program in ["connect4", "connect6", "sock_release"] {
         assert!(line(&report, program).ends_with(&kubepods), "{report}");
     }
-    assert!(line(&report, "sock_ops").contains("can be attached"), "{report}");
+    for program in ["getsockopt", "sock_ops"] {
+        assert!(line(&report, program).contains("can be attached"), "{report}");
+    }
     assert!(line(&report, "pods' cgroups").ends_with("pods there: 1"), "{report}");
     assert!(!report.contains("broken"), "{report}");
 }
@@ -76,7 +78,7 @@ fn each_program_that_cannot_be_loaded_says_why() {
     let bounded = ["--bounding-set=-net_admin,-sys_admin", PODCRED, "doctor", "--kubepods-cgroup"];
     let (status, report) = output(Command::new("setpriv").args(bounded).arg(kubepods(&root)));
     assert_eq!(status, 1, "{report}");
-    for program in ["connect4", "connect6", "sock_ops", "sock_release"] {
+    for program in ["connect4", "connect6", "getsockopt", "sock_ops", "sock_release"] {
         let line = line(&report, program);
         assert!(line.starts_with("broken") && line.contains("Missing: NET_ADMIN"), "{report}");
     }

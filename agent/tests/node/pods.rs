@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podcred::attribute::cgroup::{Cgroups, NoPod, PodCgroup, id_of};
@@ -7,7 +8,7 @@ use podcred::attribute::cgroup::{Cgroups, NoPod, PodCgroup, id_of};
 use crate::cgroups::{Cgroup, ID, OTHER_UID, UID, v2};
 
 fn pod(uid: &str, container: Option<&str>) -> PodCgroup {
-    PodCgroup { pod_uid: uid.into(), container_id: container.map(Box::from) }
+    PodCgroup { pod_uid: uid.into(), container_id: container.map(Arc::from) }
 }
 
 fn cgroups(kubepods: &Path) -> Cgroups {

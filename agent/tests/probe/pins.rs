@@ -50,8 +50,8 @@ fn pinned(node: &Node, bpffs: &Bpffs) -> ProbeConfig {
     ProbeConfig { pins: Some(bpffs.pins()), ..node.config() }
 }
 
-/// One at the cgroup above pods and agent, the others at the pods'.
-const LINKS: usize = 4;
+/// Two at the agent's cgroup, which is above the pods' here, the others at the pods'.
+const LINKS: usize = 5;
 
 #[test]
 fn attempts_are_counted_while_no_agent_is_there() {
@@ -180,7 +180,7 @@ fn links_to_a_cgroup_that_was_made_anew_are_replaced() {
     let probe = node.load_with(&config);
     let after = list(&bpffs.folder().join("links"));
     assert_eq!(after.len(), LINKS, "{after:?}");
-    assert_eq!(after.iter().filter(|link| before.contains(link)).count(), 1, "that at the agent's cgroup");
+    assert_eq!(after.iter().filter(|link| before.contains(link)).count(), 2, "those at the agent's cgroup");
     let listener = listener(&probe, V4);
     assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
 }

@@ -11,6 +11,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::PodCgroup;
 
@@ -26,7 +27,7 @@ pub fn parse(below_kubepods: &Path) -> Option<PodCgroup> {
         Some(level) => level.pod_uid(names.next()?)?,
         None => guaranteed_pod_uid(first)?,
     };
-    let container_id = names.next().and_then(container_id).map(Box::from);
+    let container_id = names.next().and_then(container_id).map(Arc::from);
     Some(PodCgroup { pod_uid: pod_uid.into(), container_id })
 }
 

@@ -15,7 +15,7 @@ fn expand(template: &str) -> String {
 
 fn parsed(template: &str) -> Option<(String, Option<String>)> {
     let found = parse(Path::new(&expand(template)))?;
-    Some((found.pod_uid.to_string(), found.container_id.map(String::from)))
+    Some((found.pod_uid.to_string(), found.container_id.map(|id| id.to_string())))
 }
 
 #[test]

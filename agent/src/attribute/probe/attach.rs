@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::programs::{CgroupSock, CgroupSockAddr, ProgramError, SockOps};
+use aya::programs::{CgroupSock, CgroupSockAddr, CgroupSockopt, ProgramError, SockOps};
 
 use super::pins::{Locked, Pins};
 use super::sys::{self, Hook};
@@ -27,7 +27,8 @@ struct Place {
 }
 
 /// Those of connect() last: what they write down is for the others.
-const PROGRAMS: [(&str, Hook); 4] = [
+const PROGRAMS: [(&str, Hook); 5] = [
+    ("answer", Hook::GetSocketOption),
     ("handshake", Hook::SockOps),
     ("release", Hook::SocketRelease),
     ("connect4", Hook::Connect4),
@@ -37,7 +38,7 @@ const PROGRAMS: [(&str, Hook); 4] = [
 /// What came of one program, at one of its cgroups.
 #[derive(Debug)]
 pub struct Tried {
-    /// As the kernel calls the place that it is attached to: connect4, connect6, sock_ops or sock_release.
+    /// As the kernel calls the place that it is attached to: connect4, connect6, getsockopt, sock_ops or sock_release.
     pub hook: &'static str,
     /// The cgroup where it is attached.
     pub attached: Result<PathBuf, ProbeError>,
@@ -213,6 +214,11 @@ fn load(
             let program: &mut SockOps = program.try_into().map_err(failed)?;
             program.load().map_err(failed)?;
             (program.fd(), sock_ops_cgroups(&config.kubepods, &config.agent_cgroup))
+        }
+        Hook::GetSocketOption => {
+            let program: &mut CgroupSockopt = program.try_into().map_err(failed)?;
+            program.load().map_err(failed)?;
+            (program.fd(), vec![config.agent_cgroup.as_path()])
         }
         Hook::SocketRelease => {
             let program: &mut CgroupSock = program.try_into().map_err(failed)?;

@@ -22,13 +22,12 @@ use super::{ProbeError, sys};
 use crate::clock::since_boot;
 
 /// What must be the same for all programs of one version. The others are constant, or read by one process only.
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 11] = [
     "SETTINGS",
     "WATCHED",
     "DESTINATIONS",
     "IMDS_ALLOWED",
     "CALLER",
-    "MARKER",
     "ATTRIBUTED",
     "PENDING",
     "SLOTS",

@@ -18,6 +18,7 @@ pub(super) enum Hook {
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,
+    GetSocketOption = 21,
     SocketRelease = 34,
 }
 
@@ -27,6 +28,7 @@ impl Hook {
             Hook::SockOps => "sock_ops",
             Hook::Connect4 => "connect4",
             Hook::Connect6 => "connect6",
+            Hook::GetSocketOption => "getsockopt",
             Hook::SocketRelease => "sock_release",
         }
     }

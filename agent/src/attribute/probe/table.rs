@@ -3,13 +3,13 @@
 use std::collections;
 use std::hash::Hash;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, RwLock};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage};
 use aya::{Ebpf, Pod};
 
 use super::ProbeError;
-use crate::locks::lock;
+use crate::locks::{lock, read, write};
 
 /// Twice the largest map.
 const LONGEST_WALK: usize = 2 * 65_536;
@@ -87,23 +87,23 @@ impl<V: Pod> Row<V> {
     }
 }
 
-/// Values on sockets that this process has open. To read one takes no lock: every accepted connection does.
+/// Values on sockets that this process has open. Listeners alone are written to.
 pub(super) struct OnSockets<V: Pod> {
     name: &'static str,
-    map: SkStorage<MapData, V>,
+    map: RwLock<SkStorage<MapData, V>>,
 }
 
 impl<V: Pod> OnSockets<V> {
     pub(super) fn take(object: &mut Ebpf, name: &'static str) -> Result<Self, ProbeError> {
-        Ok(OnSockets { name, map: take(object, name)? })
+        Ok(OnSockets { name, map: RwLock::new(take(object, name)?) })
     }
 
     pub(super) fn get(&self, socket: &impl AsFd) -> Result<Option<V>, ProbeError> {
-        found(self.name, self.map.get(&socket.as_fd().as_raw_fd(), 0))
+        found(self.name, read(&self.map).get(&socket.as_fd().as_raw_fd(), 0))
     }
 
-    pub(super) fn insert(&mut self, socket: &impl AsFd, value: V) -> Result<(), ProbeError> {
-        self.map
+    pub(super) fn insert(&self, socket: &impl AsFd, value: V) -> Result<(), ProbeError> {
+        write(&self.map)
             .insert(&socket.as_fd().as_raw_fd(), value, 0)
             .map_err(|source| ProbeError::Map { map: self.name, source })
     }

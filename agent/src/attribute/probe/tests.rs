@@ -59,7 +59,7 @@ fn a_foreign_exclusive_program_is_named_with_its_cgroup() {
         assert_eq!((*program, named), ("connect4", place));
         assert!(owner.starts_with("the program \"connect4\" (id "), "{owner}");
         let failed = tried.iter().filter(|tried| tried.attached.is_err()).map(|tried| tried.hook);
-        assert_eq!((tried.len(), failed.collect::<Vec<_>>()), (4, vec!["connect4"]), "{tried:?}");
+        assert_eq!((tried.len(), failed.collect::<Vec<_>>()), (5, vec!["connect4"]), "{tried:?}");
     }
     Probe::load(&config).expect("nobody is in the way any more");
 }
@@ -88,6 +88,23 @@ fn a_capability_that_is_missing_is_named() {
     ] {
         let error = without(capability);
         assert!(error.contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_socket_tells_its_caller_in_the_agents_cgroup_and_is_looked_up_elsewhere() {
+    let Some(cgroup) = Cgroup::new() else { return };
+    let elsewhere = cgroup.config();
+    let here = ProbeConfig { agent_cgroup: cgroup.0.parent().unwrap().to_owned(), ..cgroup.config() };
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let caller = Caller { cgroup_id: 1, group: 2, netns: 3, connected_at: 4, tgid: 5, flags: 6 };
+    for (config, tells) in [(here, true), (elsewhere, false)] {
+        let probe = Probe::load(&config).unwrap();
+        probe.mark(&socket).unwrap();
+        assert_eq!((sockopt::caller(&socket), probe.caller(&socket).unwrap()), (None, None));
+        probe.attributed.insert(&socket, caller).unwrap();
+        assert_eq!(sockopt::caller(&socket), tells.then_some(caller));
+        assert_eq!(probe.caller(&socket).unwrap(), Some(caller));
     }
 }
 
