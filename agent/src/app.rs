@@ -1,6 +1,7 @@
 //! The wiring of `podcred server`: what is made, in which order, and who is given what.
 
-use std::slice;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use prometheus::Registry;
@@ -20,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{ServerConfig, Switch, Verify};
 use crate::credentials::{Credentials, Settings};
 use crate::eks_auth::{ClientConfig, EksAuthClient};
-use crate::listeners::Listeners;
+use crate::listeners::{Port, Ports, Prepare, Use, first_held};
 use crate::metrics::{Kernel, Metrics, PodSample, Snapshot};
 use crate::node_pods::{Delegates, NodePods};
 use crate::pods::Pods;
@@ -31,6 +32,8 @@ use crate::{server, startup_taint, upkeep};
 const METRICS_CONNECTIONS: usize = 32;
 /// Verified tokens kept: about forty for each pod that fits on a node.
 const VERIFIED_TOKENS: usize = 10_000;
+/// Who connects to the agent's own ports is nobody's matter.
+const UNPREPARED: Prepare<'static> = &|_, _| Ok(());
 
 /// Serves until `cancel`led. An error is something that must be mended before the agent can run at all.
 pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), String> {
@@ -48,7 +51,17 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             "without --node-name tokens of other nodes' pods are not told apart"
         );
     }
-    let background = TaskTracker::new();
+    // Then listening: what connects from here on waits in the backlog instead of being refused, and Java's six
+    // attempts at a closed port are over in 29 ms.
+    let ports = Arc::new(Ports::default());
+    let mut pods_ports = open_for_pods(&config, &ports, &attribution, &metrics, &clock)?;
+    let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
+    let probes = ports.open(Use::Probes, probes, &clock, UNPREPARED)?;
+    let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
+    let scrapes = ports.open(Use::Metrics, scrapes, &clock, UNPREPARED)?;
+    let own_addresses = [probes.address(), scrapes.address()].map(|address| address.to_string());
+    let control = ControlListener::bind(&config.control_socket).await;
+
     let issuer = match &config.issuer {
         Some(issuer) => issuer.clone(),
         None => issuer_from_token_file(&config.token_file)?,
@@ -59,27 +72,15 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     };
     let http = source.client()?;
     let keys = Arc::new(Keys::new(source, http));
-    background.spawn(Arc::clone(&keys).run(clock.clone(), cancel.clone()));
-    let control = ControlListener::bind(&config.control_socket).await;
-    let client = ClientConfig {
+    let eks_auth = EksAuthClient::connect(&ClientConfig {
         cluster_name: config.cluster_name.clone(),
         endpoint: config.endpoint.clone(),
         rotate_credentials: config.rotate_credentials,
         node_name: config.node_name.clone(),
         instance_id: config.instance_id.clone(),
         zone: config.zone.clone(),
-    };
-    // Listening first: what connects from here on waits in the backlog instead of being refused. And all else beside it,
-    // so that an agent that had to wait for its ports serves at once when it has them.
-    let ready = Box::pin(async {
-        tokio::try_join!(
-            biased;
-            Listeners::bind(&config, &attribution, &metrics, &clock),
-            EksAuthClient::connect(&client),
-        )
-    });
-    let Some(ready) = cancel.run_until_cancelled(ready).await else { return Ok(()) };
-    let (listeners, eks_auth) = ready?;
+    })
+    .await?;
     let settings = Settings {
         max_cache_size: if config.caching() { config.max_cache_size } else { 0 },
         retention: config.max_credential_retention,
@@ -108,19 +109,12 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         wait: config.eks_auth_wait,
         credentials: credentials.clone(),
         metrics,
-        clock,
+        clock: clock.clone(),
         logged: Logged::default(),
     });
-    tracing::info!(
-        event = "serving",
-        version = env!("CARGO_PKG_VERSION"),
-        cluster = config.cluster_name,
-        credentials = addresses(&listeners.pods),
-        probes = addresses(slice::from_ref(&listeners.probes)),
-        metrics = addresses(slice::from_ref(&listeners.scrapes)),
-        "podcred serves credentials"
-    );
 
+    let background = TaskTracker::new();
+    background.spawn(Arc::clone(&keys).run(clock.clone(), cancel.clone()));
     background.spawn(upkeep::run(
         Arc::clone(&service),
         config.imds.clone(),
@@ -137,12 +131,12 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         background.spawn(async move { credentials.run(cancel).await });
     }
     {
-        let (keys, skipped, service) = (Arc::clone(&keys), listeners.skipped, Arc::clone(&service));
+        let (keys, ports, service) = (Arc::clone(&keys), Arc::clone(&ports), Arc::clone(&service));
         let control = control.as_ref().err().map(ToString::to_string);
         let listed_pods = watched_node.map(|_| Arc::clone(&node_pods));
         let readiness = Arc::new(move || {
             let listed = listed_pods.as_ref().map(|pods| pods.is_complete());
-            readiness(&keys, &skipped, control.as_deref(), &service, listed)
+            readiness(&ports, &keys, control.as_deref(), &service, listed)
         });
         if let (Some(taint), Some(node)) = (config.startup_taint, config.node_name) {
             let (readiness, cancel) = (Arc::clone(&readiness), cancel.clone());
@@ -150,16 +144,14 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
                 startup_taint::remove(&taint, &node, || readiness().is_ready(), cancel).await;
             });
         }
-        background.spawn(serve_probes(listeners.probes, move || readiness(), cancel.clone()));
+        let serve = |listener, cancel| serve_probes(listener, move || readiness(), cancel);
+        background.spawn(once_held(probes, serve, cancel.clone()));
     }
     {
         let service = Arc::clone(&service);
-        background.spawn(serve_metrics(
-            listeners.scrapes,
-            move || scrape(&service, &keys),
-            METRICS_CONNECTIONS,
-            cancel.clone(),
-        ));
+        let gather = move || scrape(&service, &keys);
+        let serve = |listener, cancel| serve_metrics(listener, gather, METRICS_CONNECTIONS, cancel);
+        background.spawn(once_held(scrapes, serve, cancel.clone()));
     }
     match control {
         Ok(control) => {
@@ -173,11 +165,76 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             tracing::warn!(event = "control_socket_missing", %problem, "podcred flush will not reach this agent");
         }
     }
-    server::serve(listeners.pods, service, max_connections, config.shutdown_grace, cancel).await;
+    let first = {
+        let prepare = |socket: BorrowedFd<'_>, address| service.attribution.prepare(socket, address);
+        cancel.run_until_cancelled(first_held(&mut pods_ports, &prepare)).await
+    };
+    if first.transpose()?.is_some() {
+        tracing::info!(
+            event = "serving",
+            version = env!("CARGO_PKG_VERSION"),
+            cluster = config.cluster_name,
+            credentials = addresses(pods_ports.iter().filter(|port| port.is_held())),
+            probes = own_addresses[0],
+            metrics = own_addresses[1],
+            "podcred serves credentials"
+        );
+    }
+    server::serve(pods_ports, service, max_connections, config.shutdown_grace, cancel).await;
     background.close();
     background.wait().await;
     tracing::info!(event = "stopped", "podcred has stopped");
     Ok(())
+}
+
+/// The pods' addresses that this node has. A node without IPv6 has no fd00:ec2::23, and its pods do not ask there.
+fn open_for_pods(
+    config: &ServerConfig,
+    ports: &Arc<Ports>,
+    attribution: &Attribution,
+    metrics: &Metrics,
+    clock: &Clock,
+) -> Result<Vec<Port>, String> {
+    let prepare = |socket: BorrowedFd<'_>, address| attribution.prepare(socket, address);
+    let mut opened = Vec::new();
+    for host in &config.bind_hosts {
+        let address = SocketAddr::new(*host, config.port);
+        let port = ports.open(Use::Pods, address, clock, &prepare);
+        metrics.listener(*host, port.as_ref().is_ok_and(Port::is_held));
+        match port {
+            Ok(port) => opened.push(port),
+            Err(problem) => {
+                tracing::warn!(
+                    event = "listener_skipped",
+                    %problem,
+                    "an address is not served; `podcred initialize` makes the link-local ones"
+                );
+                ports.skip(address, problem);
+            }
+        }
+    }
+    if opened.is_empty() {
+        let problems = ports.problems().join("; ");
+        return Err(format!(
+            "no address can be served: {problems}. Run `podcred initialize` on this node first"
+        ));
+    }
+    Ok(opened)
+}
+
+/// Serves on a port of the agent's own; pods do not wait for it.
+async fn once_held<F: Future<Output = ()>>(
+    port: Port,
+    serve: impl FnOnce(TcpListener, CancellationToken) -> F,
+    cancel: CancellationToken,
+) {
+    match cancel.run_until_cancelled(port.held(UNPREPARED)).await {
+        Some(Ok(listener)) => serve(listener, cancel).await,
+        Some(Err(problem)) => {
+            tracing::error!(event = "listener_skipped", %problem, "a port of the agent's own is not served");
+        }
+        None => {}
+    }
 }
 
 fn attribution_settings(config: &ServerConfig) -> attribute::Settings {
@@ -190,16 +247,17 @@ fn attribution_settings(config: &ServerConfig) -> attribute::Settings {
 }
 
 fn readiness(
+    ports: &Ports,
     keys: &Keys,
-    skipped: &[String],
     control: Option<&str>,
     service: &Service,
     listed: Option<bool>,
 ) -> Readiness {
     let mut readiness = Readiness::default();
-    readiness = match skipped {
-        [] => readiness.ok("listeners"),
-        problems => readiness.degraded("listeners", problems.join("; ")),
+    readiness = match ports.problems().join("; ") {
+        problems if !ports.serves_pods() => readiness.failing("listeners", problems),
+        problems if problems.is_empty() => readiness.ok("listeners"),
+        problems => readiness.degraded("listeners", problems),
     };
     readiness = match keys.count() {
         0 => readiness.failing("keys", "the issuer's signing keys could not be fetched yet; see the log"),
@@ -267,8 +325,6 @@ fn counted_in_the_kernel(attribution: &Attribution) -> (Counted, Option<Kernel>)
     })
 }
 
-fn addresses(listeners: &[TcpListener]) -> String {
-    let addresses: Vec<String> =
-        listeners.iter().filter_map(|l| l.local_addr().ok()).map(|address| address.to_string()).collect();
-    addresses.join(",")
+fn addresses<'a>(ports: impl Iterator<Item = &'a Port>) -> String {
+    ports.map(|port| port.address().to_string()).collect::<Vec<_>>().join(",")
 }

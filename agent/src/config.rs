@@ -243,13 +243,6 @@ pub struct ServerConfig {
         value_parser = Checked(values::socket_path), help_heading = OWN)]
     pub control_socket: PathBuf,
 
-    /// Longest wait at the start for ports that another agent still holds
-    #[arg(long, env = "PODCRED_PORT_WAIT", value_name = "DURATION", default_value = "5m",
-        value_parser = values::bounded(Duration::ZERO, Duration::from_secs(24 * 3600),
-            "give 0 to 24h; 0 is for those who want to be told at once"),
-        help_heading = OWN)]
-    pub port_wait: Duration,
-
     /// Most connections of pods at one time
     #[arg(long, env = "PODCRED_MAX_CONNECTIONS", value_name = "N", default_value = "4096",
         value_parser = values::number(1..=1_000_000_usize), help_heading = OWN)]

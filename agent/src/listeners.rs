@@ -1,124 +1,170 @@
-//! The ports of the agent: taken at once where they are free, and the moment that another agent lets go of them where
-//! they are not. Without that a node that changes from one agent to another has none while the kubelet backs off.
+//! The ports of the agent: taken at once where they are free, and where another agent holds them, the moment that it lets
+//! go. So a node changes from one agent to another, and from one version of podcred to the next, without being left alone.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
-use crate::attribute::Attribution;
 use crate::clock::Clock;
-use crate::config::ServerConfig;
-use crate::metrics::Metrics;
+use crate::locks::lock;
 use crate::server;
 
 /// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. An attempt to
 /// bind costs some microseconds.
 const TRY_AGAIN: Duration = Duration::from_millis(5);
+/// A port that is not given up is said again, for those who did not read the first line.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
-/// Every port that the agent serves on.
-#[derive(Debug)]
-pub struct Listeners {
-    pub pods: Vec<TcpListener>,
-    /// What to say of the pods' addresses that this node does not have.
-    pub skipped: Vec<String>,
-    pub probes: TcpListener,
-    pub scrapes: TcpListener,
+/// What a socket is given before any connection can come in on it.
+pub type Prepare<'a> = &'a (dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Sync);
+
+/// What a port is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Pods,
+    Probes,
+    Metrics,
 }
 
-impl Listeners {
-    /// Binds what can be bound. A node without IPv6 has no fd00:ec2::23, and its pods do not ask there.
-    pub async fn bind(
-        config: &ServerConfig,
-        attribution: &Attribution,
-        metrics: &Metrics,
-        clock: &Clock,
-    ) -> Result<Listeners, String> {
-        let mut patience = Patience { clock, until: clock.now().mono + config.port_wait, told: false };
-        let (mut pods, mut skipped) = (Vec::new(), Vec::new());
-        for host in &config.bind_hosts {
-            let address = SocketAddr::new(*host, config.port);
-            let prepare = |socket: BorrowedFd<'_>, address| attribution.prepare(socket, address);
-            let listener = patience.listen("--bind-hosts", address, prepare).await;
-            metrics.listener(&host.to_string(), listener.is_ok());
-            match listener {
-                Ok(listener) => pods.push(listener),
-                Err(taken @ Unbound::Taken(_)) => return Err(taken.to_string()),
-                Err(Unbound::Other(problem)) => {
-                    tracing::warn!(
-                        event = "listener_skipped",
-                        %problem,
-                        "an address is not served; `podcred initialize` makes the link-local ones"
-                    );
-                    skipped.push(problem);
-                }
-            }
+/// What there is to say of the ports, to whoever asks whether the agent is ready.
+#[derive(Debug, Default)]
+pub struct Ports {
+    serves_pods: AtomicBool,
+    problems: Mutex<BTreeMap<SocketAddr, String>>,
+}
+
+/// One port: held, or waited for.
+#[derive(Debug)]
+pub struct Port {
+    purpose: Use,
+    address: SocketAddr,
+    listener: Option<TcpListener>,
+    ports: Arc<Ports>,
+    clock: Clock,
+    tell_at: Instant,
+}
+
+impl Use {
+    fn flag(self) -> &'static str {
+        match self {
+            Use::Pods => "--bind-hosts",
+            Use::Probes => "--probe-port",
+            Use::Metrics => "--metrics-port",
         }
-        if pods.is_empty() {
-            return Err(format!(
-                "--bind-hosts: no address can be served: {}. Run `podcred initialize` on this node first",
-                skipped.join("; ")
-            ));
-        }
-        let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-        let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-        let mut own = async |flag, address| {
-            patience.listen(flag, address, |_, _| Ok(())).await.map_err(|unbound| unbound.to_string())
-        };
-        let (probes, scrapes) = (own("--probe-port", probes).await?, own("--metrics-port", scrapes).await?);
-        Ok(Listeners { pods, skipped, probes, scrapes })
     }
 }
 
-/// Why there is no listener.
-#[derive(Debug, thiserror::Error)]
-enum Unbound {
-    #[error("{0}")]
-    Taken(String),
-    #[error("{0}")]
-    Other(String),
-}
+impl Ports {
+    /// On one address at least.
+    pub fn serves_pods(&self) -> bool {
+        self.serves_pods.load(Ordering::Relaxed)
+    }
 
-/// How long the agent waits for its ports, all of them together.
-struct Patience<'a> {
-    clock: &'a Clock,
-    until: Instant,
-    told: bool,
-}
+    pub fn problems(&self) -> Vec<String> {
+        lock(&self.problems).values().cloned().collect()
+    }
 
-impl Patience<'_> {
-    async fn listen(
-        &mut self,
-        flag: &str,
+    /// The address cannot be had on this node.
+    pub fn skip(&self, address: SocketAddr, problem: String) {
+        lock(&self.problems).insert(address, problem);
+    }
+
+    /// Takes the port, or begins to wait for it. An error is what waiting does not mend.
+    pub fn open(
+        self: &Arc<Self>,
+        purpose: Use,
         address: SocketAddr,
-        prepare: impl Fn(BorrowedFd<'_>, SocketAddr) -> std::io::Result<()>,
-    ) -> Result<TcpListener, Unbound> {
+        clock: &Clock,
+        prepare: Prepare<'_>,
+    ) -> Result<Port, String> {
+        let mut port = Port {
+            purpose,
+            address,
+            listener: None,
+            ports: Arc::clone(self),
+            clock: clock.clone(),
+            tell_at: clock.now().mono,
+        };
+        port.try_again(prepare)?;
+        Ok(port)
+    }
+}
+
+impl Port {
+    pub fn is_held(&self) -> bool {
+        self.listener.is_some()
+    }
+
+    /// Where it listens, or is to listen.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.as_ref().and_then(|held| held.local_addr().ok()).unwrap_or(self.address)
+    }
+
+    /// Comes back when the port is held.
+    pub async fn held(mut self, prepare: Prepare<'_>) -> Result<TcpListener, String> {
         loop {
-            let error = match server::listen(address, &prepare) {
-                Ok(listener) => return Ok(listener),
-                Err(error) => error,
-            };
-            if error.kind() != ErrorKind::AddrInUse {
-                return Err(Unbound::Other(format!("{flag}: {address} cannot be bound: {error}")));
+            self.try_again(prepare)?;
+            match self.listener {
+                Some(listener) => return Ok(listener),
+                None => sleep(TRY_AGAIN).await,
             }
-            if self.clock.now().mono >= self.until {
-                return Err(Unbound::Taken(format!(
-                    "{flag}: another process listens on {address}. If it is another agent, keep it off this node (one \
-                     node has one agent); if not, give it or podcred another port"
-                )));
-            }
-            if !std::mem::replace(&mut self.told, true) {
-                tracing::warn!(
-                    event = "port_taken",
-                    %address,
-                    "another process listens here, perhaps the agent that podcred is to follow: podcred takes the port \
-                     as soon as it is free"
-                );
-            }
-            sleep(TRY_AGAIN).await;
         }
+    }
+
+    fn try_again(&mut self, prepare: Prepare<'_>) -> Result<(), String> {
+        if self.is_held() {
+            return Ok(());
+        }
+        match server::listen(self.address, prepare) {
+            Ok(listener) => {
+                lock(&self.ports.problems).remove(&self.address);
+                if self.purpose == Use::Pods {
+                    self.ports.serves_pods.store(true, Ordering::Relaxed);
+                }
+                self.listener = Some(listener);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                self.tell();
+                Ok(())
+            }
+            Err(error) => Err(format!("{}: {} cannot be bound: {error}", self.purpose.flag(), self.address)),
+        }
+    }
+
+    fn tell(&mut self) {
+        let now = self.clock.now().mono;
+        if now < self.tell_at {
+            return;
+        }
+        self.tell_at = now + TELL_AGAIN;
+        self.ports.skip(self.address, format!("{} is held by another process; waiting for it", self.address));
+        tracing::warn!(
+            event = "port_taken",
+            flag = self.purpose.flag(),
+            address = %self.address,
+            "another process listens here; podcred takes the port the moment that it is free. If that is another agent, \
+             keep it off this node (docs/migrate.md); if not, give one of the two another port"
+        );
+    }
+}
+
+/// Comes back when one of these is held.
+pub async fn first_held(ports: &mut [Port], prepare: Prepare<'_>) -> Result<(), String> {
+    loop {
+        for port in &mut *ports {
+            port.try_again(prepare)?;
+        }
+        if ports.iter().any(Port::is_held) {
+            return Ok(());
+        }
+        sleep(TRY_AGAIN).await;
     }
 }

@@ -2,6 +2,7 @@
 
 mod pods;
 
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -331,8 +332,8 @@ impl Metrics {
         }
     }
 
-    pub fn listener(&self, address: &str, bound: bool) {
-        self.listener_bound.with_label_values(&[address]).set(i64::from(bound));
+    pub fn listener(&self, address: IpAddr, bound: bool) {
+        self.listener_bound.with_label_values(&[address.to_string()]).set(i64::from(bound));
     }
 
     pub fn served(&self, from: ServedFrom, took: Duration) {

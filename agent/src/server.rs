@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 pub use self::connections::CapOf;
 use self::connections::{Connections, Place, Told};
 use crate::authenticate::last::LastToken;
+use crate::listeners::Port;
 use crate::metrics::Connected;
 use crate::request::{Connection, HEADER_BLOCK, Service};
 use crate::sockopt;
@@ -63,9 +64,9 @@ pub fn listen(
     TcpListener::from_std(socket.into())
 }
 
-/// Serves on these listeners until `cancel`led; then stops accepting and gives what is running `grace` to finish.
+/// Serves on these ports, as soon as each is held, until `cancel`led; then stops accepting and gives what is running `grace` to finish.
 pub async fn serve(
-    listeners: Vec<TcpListener>,
+    ports: Vec<Port>,
     service: Arc<Service>,
     max_connections: usize,
     grace: Duration,
@@ -74,15 +75,23 @@ pub async fn serve(
     let tracker = TaskTracker::new();
     let connections = Connections::new(max_connections, service.pods.limits().connections);
     let accepting = TaskTracker::new();
-    for listener in listeners {
-        let tracker = tracker.clone();
-        accepting.spawn(accept(
-            listener,
-            Arc::clone(&service),
-            Arc::clone(&connections),
-            tracker,
-            cancel.clone(),
-        ));
+    for port in ports {
+        let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));
+        let (tracker, cancel) = (tracker.clone(), cancel.clone());
+        accepting.spawn(async move {
+            let host = port.address().ip();
+            let prepare = |socket: BorrowedFd<'_>, address| service.attribution.prepare(socket, address);
+            match cancel.run_until_cancelled(port.held(&prepare)).await {
+                Some(Ok(listener)) => {
+                    service.metrics.listener(host, true);
+                    accept(listener, service, connections, tracker, cancel).await;
+                }
+                Some(Err(problem)) => {
+                    tracing::warn!(event = "listener_skipped", %problem, "an address is not served");
+                }
+                None => {}
+            }
+        });
     }
     accepting.close();
     accepting.wait().await;

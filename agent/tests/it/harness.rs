@@ -85,9 +85,20 @@ impl Agent {
         agent
     }
 
-    /// An agent that may have to wait for its ports.
-    pub(crate) fn begin_at(eks: &SimulatedEks, port: u16) -> Agent {
-        Agent::begin(eks, &["--issuer", eks.issuer(), "--port", &port.to_string()], &[])
+    /// An agent that may have to wait for its ports: the pods', the probes' and that of the metrics.
+    pub(crate) fn begin_at(eks: &SimulatedEks, ports: [SocketAddr; 3]) -> Agent {
+        let [pods, probes, metrics] = ports.map(|address| address.port().to_string());
+        let flags =
+            ["--issuer", eks.issuer(), "--port", &pods, "--probe-port", &probes, "--metrics-port", &metrics];
+        Agent::begin(eks, &flags, &[])
+    }
+
+    /// What an agent says of its readiness that does not serve yet.
+    pub(crate) async fn until_probes(&mut self, probes: SocketAddr) -> String {
+        self.probes = probes;
+        let url = format!("http://{probes}/readyz");
+        until(async || self.client.get(&url).send().await.is_ok()).await;
+        self.probe("/readyz").await.1
     }
 
     fn begin(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
@@ -176,18 +187,9 @@ impl Agent {
 
     /// Readiness is a state to wait for: the first key set is on its way.
     pub(crate) async fn until_ready(&self) {
-        let ready = async {
-            loop {
-                let answer = self.client.get(format!("http://{}/readyz", self.probes)).send().await;
-                if answer.is_ok_and(|answer| answer.status().is_success()) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(BROKEN, ready).await.is_err() {
-            panic!("the agent did not become ready:\n{}", self.logs());
-        }
+        let url = format!("http://{}/readyz", self.probes);
+        until(async || self.client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()))
+            .await;
     }
 
     pub(crate) async fn ask(&self, token: &str) -> Answer {
@@ -242,6 +244,16 @@ impl Agent {
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("the agent was started here")
     }
+}
+
+/// Looks until it is so; a state that never comes ends the test.
+pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
+    let looking = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(BROKEN, looking).await.expect("what was waited for did not come");
 }
 
 impl Drop for Agent {

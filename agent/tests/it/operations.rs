@@ -37,45 +37,54 @@ async fn an_address_that_cannot_be_bound_is_skipped_and_reported_as_long_as_anot
 }
 
 #[test]
-fn no_address_at_all_and_a_taken_port_are_clear_errors() {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let port = taken.local_addr().expect("bound").port().to_string();
-    let at_once = ["--bind-hosts", "127.0.0.1", "--port-wait", "0s"];
-    let (status, text) = server(&[&at_once[..], &["--port", &port]].concat());
-    assert!(
-        status == Some(1) && text.contains(&format!("another process listens on 127.0.0.1:{port}")),
-        "{text}"
-    );
-    let (status, text) = server(&[&at_once[..], &["--port", "0", "--probe-port", &port]].concat());
-    assert!(status == Some(1) && text.contains("--probe-port: another process listens"), "{text}");
-    let (status, text) = server(&["--bind-hosts", "192.0.2.1", "--port", "0"]);
-    assert!(
-        status == Some(1) && text.contains("192.0.2.1:0") && text.contains("podcred initialize"),
-        "{text}"
-    );
+fn addresses_that_this_machine_has_not_are_clear_errors() {
+    let (status, text) = server(&["--port", "0", "--bind-hosts", "192.0.2.1"]);
+    assert!(status == Some(1) && text.contains("--bind-hosts: 192.0.2.1:0"), "{text}");
+    assert!(text.contains("podcred initialize"), "{text}");
+    let (status, text) =
+        server(&["--port", "0", "--bind-hosts", "127.0.0.1", "--metrics-address", "192.0.2.1"]);
+    assert!(status == Some(1) && text.contains("--metrics-port: 192.0.2.1:0"), "{text}");
 }
 
+/// As while a node changes from one agent to another.
 #[tokio::test]
-async fn a_port_that_another_agent_holds_is_taken_when_it_is_free() {
+async fn ports_that_another_agent_holds_are_taken_when_they_are_free() {
     let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
     eks.create_association("web", "app", crate::harness::ROLE);
-    let other = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let address = other.local_addr().expect("bound");
-    let mut agent = Agent::begin_at(&eks, address.port());
-    assert_eq!(agent.event("port_taken")["address"], address.to_string());
-    drop(other);
+    let hold = || TcpListener::bind("127.0.0.1:0").expect("binds");
+    let held = [hold(), hold(), hold()];
+    let [pods, probes, metrics] = held.each_ref().map(|other| other.local_addr().expect("bound"));
+    let mut agent = Agent::begin_at(&eks, [pods, probes, metrics]);
+    for (flag, address) in [("--bind-hosts", pods), ("--probe-port", probes), ("--metrics-port", metrics)] {
+        let told = agent.event("port_taken");
+        assert_eq!((&told["flag"], &told["address"]), (&flag.into(), &address.to_string().into()));
+    }
+    let [other_pods, other_probes, other_metrics] = held;
+    drop(other_probes);
+    let unready = agent.until_probes(probes).await;
+    assert!(unready.contains(&format!("listeners: {pods} is held by another process")), "{unready}");
+    drop(other_pods);
     agent.until_serving();
-    assert_eq!(agent.credentials, address);
-    agent.until_ready().await;
+    assert_eq!(agent.credentials, pods);
     agent.ask(&eks.mint(PodToken::new("web", "app", "p")).token).await.key();
-    assert_eq!(agent.logs().matches("port_taken").count(), 1, "it says so once");
+    agent.until_ready().await;
+    let (_, ready) = agent.probe("/readyz").await;
+    assert!(
+        ready.contains(&format!("listeners: degraded: {metrics} is held")),
+        "nobody waits for scrapes: {ready}"
+    );
+    drop(other_metrics);
+    crate::harness::until(async || agent.probe("/readyz").await.1.contains("listeners: ok")).await;
+    assert_eq!(agent.metric("podcred_listener_bound{address=\"127.0.0.1\"}").await, 1.0);
+    assert_eq!(agent.logs().matches("port_taken").count(), 3, "it says so once of each");
 }
 
 #[tokio::test]
 async fn an_agent_that_waits_for_its_port_ends_by_sigterm() {
     let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
     let other = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let mut agent = Agent::begin_at(&eks, other.local_addr().expect("bound").port());
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let mut agent = Agent::begin_at(&eks, [other.local_addr().expect("bound"), any, any]);
     agent.event("port_taken");
     agent.terminate();
     assert_eq!(agent.wait().code(), Some(0));
