@@ -139,9 +139,9 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             readiness(&ports, &keys, control.as_deref(), &service, listed)
         });
         if let (Some(taint), Some(node)) = (config.startup_taint, config.node_name) {
-            let (readiness, cancel) = (Arc::clone(&readiness), cancel.clone());
+            let (readiness, clock, cancel) = (Arc::clone(&readiness), clock.clone(), cancel.clone());
             background.spawn(async move {
-                startup_taint::remove(&taint, &node, || readiness().is_ready(), cancel).await;
+                startup_taint::remove(&taint, &node, &clock, || readiness().is_ready(), cancel).await;
             });
         }
         let serve = |listener, cancel| serve_probes(listener, move || readiness(), cancel);

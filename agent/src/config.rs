@@ -223,7 +223,7 @@ pub struct ServerConfig {
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub node_name: Option<String>,
 
-    /// Key of a taint to take off this node once the agent is ready to serve [default: none]
+    /// Key of a taint to take off this node when the agent is ready to serve [default: none]
     #[arg(long, env = "PODCRED_STARTUP_TAINT", value_name = "KEY",
         value_parser = Checked(values::taint_key), help_heading = OWN)]
     pub startup_taint: Option<String>,
@@ -259,7 +259,7 @@ pub struct ServerConfig {
 const CONTROL_SOCKET: &str = "/run/podcred/control.sock";
 
 /// `podcred initialize`, checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(args_override_self = true)]
 pub struct InitializeConfig {
     /// Whether to set up fd00:ec2::23 too: auto does where the kernel has IPv6
@@ -271,7 +271,11 @@ pub struct InitializeConfig {
     #[arg(long)]
     pub remove: bool,
 
-    /// When done, stay until SIGTERM: a DaemonSet's pod has to have a container that runs
+    /// With --remove: also remove what `podcred server --pin` left here, and with it what that refused pods at IMDS
+    #[arg(long, env = "PODCRED_PIN", value_name = "PATH", value_parser = Checked(values::file))]
+    pub pin: Option<PathBuf>,
+
+    /// When done, stay until SIGTERM, and until then wait for an agent to let go of the device: for a DaemonSet's pod
     #[arg(long)]
     pub stay: bool,
 }

@@ -6,6 +6,7 @@ mod listening;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
@@ -13,9 +14,11 @@ use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use self::listening::listening;
+use crate::attribute::probe::{ProbeError, pins};
 use crate::config::{InitializeConfig, Ipv6};
 
 pub const LINK: &str = "pod-id-link0";
@@ -24,6 +27,8 @@ pub const IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23);
 /// The instance metadata service, which hands out the role of the node itself.
 pub const IMDS_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const IMDS_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether anything had to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +63,8 @@ pub enum LinkError {
          first, or leave the device to it"
     )]
     Served { address: IpAddr },
+    #[error(transparent)]
+    Pins(#[from] ProbeError),
     #[error(
         "this network namespace has no IPv6 (no kernel support, or net.ipv6.conf.*.disable_ipv6 is 1), and --ipv6 on \
          asks for it: give --ipv6 auto or off, or turn IPv6 on"
@@ -72,7 +79,30 @@ pub async fn run(config: &InitializeConfig) -> Result<Outcome, LinkError> {
     let netlink = Netlink { handle };
     let outcome = if config.remove { remove(&netlink).await } else { set_up(&netlink, config.ipv6).await };
     connection.abort();
-    outcome
+    let outcome = outcome?;
+    if let Some(pin) = config.pin.as_deref().filter(|_| config.remove)
+        && pins::clear(pin)?
+    {
+        info!(pin = %pin.display(), "removed what was pinned");
+        return Ok(Outcome::Changed);
+    }
+    Ok(outcome)
+}
+
+/// As [`run`], and where an agent serves on the device that is to be removed, again until it does not.
+pub async fn run_until_free(config: &InitializeConfig) -> Result<Outcome, LinkError> {
+    let mut told = false;
+    loop {
+        match run(config).await {
+            Err(problem @ LinkError::Served { .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!(event = "link_in_use", %problem, "the device is removed when nobody serves on it any more");
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 async fn set_up(netlink: &Netlink, ipv6: Ipv6) -> Result<Outcome, LinkError> {

@@ -71,7 +71,7 @@ impl Ports {
         lock(&self.problems).values().cloned().collect()
     }
 
-    /// The address cannot be had on this node.
+    /// There is no such address, or not yet.
     pub fn skip(&self, address: SocketAddr, problem: String) {
         lock(&self.problems).insert(address, problem);
     }
@@ -92,7 +92,7 @@ impl Ports {
             clock: clock.clone(),
             tell_at: clock.now().mono,
         };
-        port.try_again(prepare)?;
+        port.take(prepare)?;
         Ok(port)
     }
 }
@@ -110,7 +110,7 @@ impl Port {
     /// Comes back when the port is held.
     pub async fn held(mut self, prepare: Prepare<'_>) -> Result<TcpListener, String> {
         loop {
-            self.try_again(prepare)?;
+            self.take_or_tell(prepare)?;
             match self.listener {
                 Some(listener) => return Ok(listener),
                 None => sleep(TRY_AGAIN).await,
@@ -118,7 +118,8 @@ impl Port {
         }
     }
 
-    fn try_again(&mut self, prepare: Prepare<'_>) -> Result<(), String> {
+    /// Where another process has it, nothing happens.
+    fn take(&mut self, prepare: Prepare<'_>) -> Result<(), String> {
         if self.is_held() {
             return Ok(());
         }
@@ -132,11 +133,21 @@ impl Port {
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                self.tell();
+                let problem = format!("{} is held by another process; waiting for it", self.address);
+                self.ports.skip(self.address, problem);
                 Ok(())
             }
             Err(error) => Err(format!("{}: {} cannot be bound: {error}", self.purpose.flag(), self.address)),
         }
+    }
+
+    /// What is told is that all else is ready: from here on the port is looked at every 5 ms.
+    fn take_or_tell(&mut self, prepare: Prepare<'_>) -> Result<(), String> {
+        self.take(prepare)?;
+        if !self.is_held() {
+            self.tell();
+        }
+        Ok(())
     }
 
     fn tell(&mut self) {
@@ -145,7 +156,6 @@ impl Port {
             return;
         }
         self.tell_at = now + TELL_AGAIN;
-        self.ports.skip(self.address, format!("{} is held by another process; waiting for it", self.address));
         tracing::warn!(
             event = "port_taken",
             flag = self.purpose.flag(),
@@ -160,7 +170,7 @@ impl Port {
 pub async fn first_held(ports: &mut [Port], prepare: Prepare<'_>) -> Result<(), String> {
     loop {
         for port in &mut *ports {
-            port.try_again(prepare)?;
+            port.take_or_tell(prepare)?;
         }
         if ports.iter().any(Port::is_held) {
             return Ok(());

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let _log = logging::init(cli.log);
     let result = match cli.command {
         Command::Server(config) => server(*config),
-        Command::Initialize(config) => initialize(config),
+        Command::Initialize(config) => initialize(&config),
         Command::Flush(config) => flush(&config),
         Command::Doctor(config) => {
             let report = doctor::run(&config);
@@ -68,14 +68,20 @@ fn stop_signals() -> Result<impl Future<Output = ()>, String> {
     })
 }
 
-fn initialize(config: InitializeConfig) -> Result<(), String> {
+fn initialize(config: &InitializeConfig) -> Result<(), String> {
     runtime(&mut Builder::new_current_thread())?.block_on(async {
-        let outcome = link::run(&config).await.map_err(|problem| format!("initialize: {problem}"))?;
-        tracing::debug!(?outcome, "initialize is done");
-        if config.stay {
-            stop_signals()?.await;
+        if !config.stay {
+            return link::run(config).await.map(drop).map_err(|problem| format!("initialize: {problem}"));
         }
-        Ok(())
+        let stop = stop_signals()?;
+        let work = async {
+            link::run_until_free(config).await.map_err(|problem| format!("initialize: {problem}"))?;
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = work => ended,
+            () = stop => Ok(()),
+        }
     })
 }
 

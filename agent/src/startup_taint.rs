@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use hyper::StatusCode;
-use kube::api::{Patch, PatchParams};
+use kube::api::{GetParams, Patch, PatchParams};
 use kube::core::{ApiResource, NotUsed, Object};
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
@@ -15,11 +15,16 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::causes::chain;
+use crate::clock::Clock;
 use crate::node_pods::client;
 
 /// Readiness has no event; a node that is new waits for much longer things.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// Whoever makes the node may put the taint on when its agent is ready already, or once more: Karpenter and EKS both do. A new
+/// node is looked at often, every node from time to time; both out of the API server's cache.
+const NEW_FOR: Duration = Duration::from_secs(10 * 60);
+const WHILE_NEW: Duration = Duration::from_secs(5);
+const LATER: Duration = Duration::from_secs(60);
 
 type Node = Object<NodeSpec, NotUsed>;
 
@@ -30,41 +35,45 @@ struct NodeSpec {
     taints: Vec<Value>,
 }
 
-/// Takes the taints with this key off the node once `is_ready`, and is done.
-pub async fn remove(key: &str, node: &str, is_ready: impl Fn() -> bool, cancel: CancellationToken) {
+/// Takes taints with this key off the node whenever they are seen there, from when `is_ready`.
+pub async fn remove(
+    key: &str,
+    node: &str,
+    clock: &Clock,
+    is_ready: impl Fn() -> bool,
+    cancel: CancellationToken,
+) {
     let work = async {
         while !is_ready() {
             sleep(LOOK_AGAIN).await;
         }
+        let new_until = clock.now().mono + NEW_FOR;
         let mut told = false;
         loop {
             match attempt(key, node).await {
-                Ok(Attempt::Removed) => {
-                    tracing::info!(
-                        event = "startup_taint_removed",
-                        taint = key,
-                        node,
-                        "pods without a toleration can come to this node now"
-                    );
-                    return;
-                }
-                Ok(Attempt::NotThere) => return,
+                Ok(Attempt::Removed) => tracing::info!(
+                    event = "startup_taint_removed",
+                    taint = key,
+                    node,
+                    "pods without a toleration can come to this node now"
+                ),
+                Ok(Attempt::NotThere) => told = false,
                 // Somebody else changed the node meanwhile, as the kubelet of a new one often does.
-                Ok(Attempt::Outrun) => {}
-                Err(error) => {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::error!(
-                            event = "startup_taint_kept",
-                            taint = key,
-                            node,
-                            error = chain(&error),
-                            "the startup taint cannot be taken off this node, and keeps pods away from it: the \
-                             agent's service account needs `get` and `patch` on nodes. Tried again every 5 s"
-                        );
-                    }
-                    sleep(TRY_AGAIN).await;
+                Ok(Attempt::Outrun) => {
+                    sleep(LOOK_AGAIN).await;
+                    continue;
                 }
+                Err(error) if !std::mem::replace(&mut told, true) => tracing::error!(
+                    event = "startup_taint_kept",
+                    taint = key,
+                    node,
+                    error = chain(&error),
+                    "whether this node has the startup taint cannot be seen, or it cannot be taken off, and keeps pods away: \
+                     the agent's service account needs `get` and `patch` on nodes, or the API server's address is wrong"
+                ),
+                Err(_) => {}
             }
+            sleep(if clock.now().mono < new_until { WHILE_NEW } else { LATER }).await;
         }
     };
     cancel.run_until_cancelled(work).await;
@@ -78,7 +87,7 @@ enum Attempt {
 
 async fn attempt(key: &str, name: &str) -> Result<Attempt, kube::Error> {
     let nodes = nodes(client().await?);
-    let Node { metadata, spec, .. } = nodes.get(name).await?;
+    let Node { metadata, spec, .. } = nodes.get_with(name, &GetParams::any()).await?;
     let kept: Vec<&Value> = spec.taints.iter().filter(|taint| taint["key"] != key).collect();
     if kept.len() == spec.taints.len() {
         return Ok(Attempt::NotThere);

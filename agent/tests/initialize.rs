@@ -1,9 +1,10 @@
 //! `podcred initialize` in network namespaces of its own. Needs root; without it the tests say that they were left out.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use loadtest::left_out_without_root;
@@ -241,6 +242,26 @@ fn the_device_is_not_taken_from_an_agent_that_serves_on_it() {
     }
     let _ingress = ns.listen("0.0.0.0:80".parse().unwrap()).unwrap();
     assert!(ns.initialized(&["--remove"]).contains("removed"), "an ingress does not need the device");
+}
+
+/// As the pods of a DaemonSet do that cleans up.
+#[test]
+fn who_stays_removes_the_device_when_nobody_serves_on_it_any_more_and_ends_by_sigterm() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.initialized(&[]);
+    let other = ns.listen("169.254.170.23:80".parse().unwrap()).unwrap();
+    let mut stays = ns.command(env!("CARGO_BIN_EXE_podcred"));
+    stays.args(["initialize", "--remove", "--stay"]).stderr(Stdio::piped());
+    let mut stays = stays.spawn().expect("podcred starts");
+    let mut told = BufReader::new(stays.stderr.take().expect("stderr is piped")).lines();
+    let mut until_told = |event: &str| told.find(|line| line.as_ref().is_ok_and(|line| line.contains(event)));
+    assert!(until_told("link_in_use").is_some() && ns.exists());
+    drop(other);
+    assert!(until_told("removed").is_some() && !ns.exists());
+    assert!(stays.try_wait().unwrap().is_none(), "it stays");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&stays), rustix::process::Signal::TERM)
+        .unwrap();
+    assert_eq!(stays.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -28,7 +28,7 @@ use table::{OnSockets, Row, Table};
 mod attach;
 mod error;
 mod log;
-mod pins;
+pub mod pins;
 mod sys;
 mod table;
 #[cfg(test)]

@@ -258,7 +258,7 @@ fn a_taints_key_is_one_that_kubernetes_takes() {
 fn initialize_and_flush_take_their_flags() {
     let cli = parse(&["/go-runner", "/eks-pod-identity-agent", "initialize"]).unwrap();
     let Command::Initialize(config) = cli.command else { panic!("{cli:?}") };
-    assert_eq!(config, InitializeConfig { ipv6: Ipv6::Auto, remove: false, stay: false });
+    assert_eq!(config, InitializeConfig { ipv6: Ipv6::Auto, remove: false, pin: None, stay: false });
 
     let cli = parse(&["podcred", "flush", "prod/db"]).unwrap();
     let Command::Flush(config) = cli.command else { panic!("{cli:?}") };

@@ -6,7 +6,7 @@ use loadtest::api_server::{Access, ApiServer};
 use loadtest::eks::{Config, Outage, SimulatedEks};
 use serde_json::{Value, json};
 
-use crate::harness::Agent;
+use crate::harness::{Agent, until};
 
 const NODE: &str = "ip-10-0-1-17.eu-west-1.compute.internal";
 const KEY: &str = "podcred/agent-not-ready";
@@ -52,7 +52,7 @@ async fn it_is_taken_off_when_the_agent_is_ready_and_others_stay_as_they_are() {
     let cluster = Cluster::start(taints.clone(), 2).await;
     let agent = cluster.agent();
     assert_eq!(agent.probe("/readyz").await.0, 503);
-    assert_eq!(cluster.api.taints(NODE), taints, "the agent is not ready");
+    assert_eq!((cluster.api.taints(NODE), cluster.api.requests()), (taints, 0), "the agent is not ready");
     cluster.issuer_comes_back();
     assert_eq!(agent.event("startup_taint_removed")["taint"], KEY);
     assert_eq!(agent.probe("/readyz").await.0, 200);
@@ -64,6 +64,19 @@ async fn it_is_taken_off_when_the_agent_is_ready_and_others_stay_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_comes_late_or_comes_back_is_taken_off_as_well() {
+    let cluster = Cluster::start(json!([]), 0).await;
+    let agent = cluster.agent();
+    cluster.issuer_comes_back();
+    until(async || cluster.api.requests() > 0).await;
+    for _ in 0..2 {
+        cluster.api.add_node(NODE, json!([taint(KEY, "NoSchedule")]), 0);
+        agent.event("startup_taint_removed");
+        assert_eq!(cluster.api.taints(NODE), json!([]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_leave_to_change_nodes_the_agent_says_so_once_and_goes_on_trying() {
     let cluster = Cluster::start(json!([taint(KEY, "NoSchedule")]), 0).await;
     cluster.api.set_access(Access::Forbidden);
@@ -72,9 +85,7 @@ async fn without_leave_to_change_nodes_the_agent_says_so_once_and_goes_on_trying
     let told = agent.event("startup_taint_kept");
     assert!(told["error"].as_str().unwrap().contains("forbidden"), "{told}");
     assert!(told["message"].as_str().unwrap().contains("`patch` on nodes"), "{told}");
-    while cluster.api.requests() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until(async || cluster.api.requests() >= 2).await;
     cluster.api.set_access(Access::Granted);
     agent.event("startup_taint_removed");
     assert_eq!(cluster.api.taints(NODE), json!([]));

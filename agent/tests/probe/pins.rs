@@ -6,9 +6,9 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use podcred::attribute::probe::{Kind, Probe, ProbeConfig, ProbeError, Upkeep};
+use podcred::attribute::probe::{Kind, Probe, ProbeConfig, ProbeError, Upkeep, pins};
 
-use crate::cgroups::Node;
+use crate::cgroups::{Node, until};
 use crate::loader::{CONTAINER, POD, V4, attributed_to, counters, listener};
 
 /// A bpffs of our own; what is pinned there ends with it.
@@ -206,6 +206,35 @@ fn links_that_somebody_detaches_are_attached_anew() {
     let listener = listener(&probe, V4);
     assert_eq!(attributed_to(&node, &probe, &listener), Some(node.id(CONTAINER)));
     assert_eq!(counters(&probe, node.id(POD)).connects, 2, "counted once each");
+}
+
+#[test]
+fn cleared_pins_end_the_programs_and_what_others_pinned_beside_them_stays() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let probe = node.load_with(&ProbeConfig {
+        refuse_imds: true,
+        host_netns: Some(u64::MAX),
+        ..pinned(&node, &bpffs)
+    });
+    let imds = std::net::TcpListener::bind(V4).unwrap();
+    let address = imds.local_addr().unwrap();
+    probe.watch(address, Kind::Imds).unwrap();
+    let reaches_imds = || node.inside(CONTAINER, || TcpStream::connect(address).is_ok());
+    drop(probe);
+    assert!(!reaches_imds(), "what is pinned outlives its agent");
+    fs::create_dir(bpffs.pins().join("somebody")).unwrap();
+    assert!(pins::clear(&bpffs.pins()).unwrap());
+    until(reaches_imds);
+    assert_eq!(list(&bpffs.pins()), [bpffs.pins().join("somebody")]);
+    assert!(!pins::clear(&bpffs.pins()).unwrap(), "nothing of ours is left");
+
+    fs::remove_dir(bpffs.pins().join("somebody")).unwrap();
+    drop(node.load_with(&pinned(&node, &bpffs)));
+    assert!(pins::clear(&bpffs.pins()).unwrap() && !bpffs.pins().exists());
+    assert!(!pins::clear(&bpffs.pins()).unwrap());
+    let elsewhere = tempfile::tempdir().unwrap();
+    assert!(matches!(pins::clear(elsewhere.path()), Err(ProbeError::NoBpffs { .. })));
 }
 
 #[test]

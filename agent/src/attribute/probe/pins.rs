@@ -40,6 +40,7 @@ const MAPS: [&str; 11] = [
 const NAME: usize = 16;
 
 const LINKS: &str = "links";
+const LOCK: &str = "lock";
 
 /// Nobody holds the lock so long who is not stuck.
 const LONGEST_START: Duration = Duration::from_secs(10);
@@ -57,16 +58,44 @@ pub(super) struct Locked<'a> {
     pins: &'a Pins,
 }
 
+/// Takes away what agents of all versions have pinned there: without an agent that runs, the programs end. Whether there
+/// was anything. What others have pinned beside it stays.
+pub fn clear(root: &Path) -> Result<bool, ProbeError> {
+    let failed = |source| ProbeError::Pins { path: root.to_owned(), source };
+    if !root.try_exists().map_err(failed)? {
+        return Ok(false);
+    }
+    check_bpffs(root)?;
+    let mut cleared = false;
+    for entry in fs::read_dir(root).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let is_version = name.len() == NAME && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+        if is_version || name == LOCK {
+            fs::remove_dir_all(entry.path()).map_err(failed)?;
+            cleared = true;
+        }
+    }
+    // Fails where others have something there, or where it is the bpffs itself.
+    let _ = fs::remove_dir(root);
+    Ok(cleared)
+}
+
+fn check_bpffs(root: &Path) -> Result<(), ProbeError> {
+    let failed = |errno: Errno| ProbeError::Pins { path: root.to_owned(), source: errno.into() };
+    match i128::from(statfs(root).map_err(failed)?.f_type) == i128::from(libc::BPF_FS_MAGIC) {
+        true => Ok(()),
+        false => Err(ProbeError::NoBpffs { path: root.to_owned() }),
+    }
+}
+
 impl Pins {
     pub(super) fn open(root: &Path, object: &[u8]) -> Result<Pins, ProbeError> {
         let failed = |source| ProbeError::Pins { path: root.to_owned(), source };
         fs::create_dir_all(root).map_err(failed)?;
-        let kind = statfs(root).map_err(|errno| failed(errno.into()))?.f_type;
-        if i128::from(kind) != i128::from(libc::BPF_FS_MAGIC) {
-            return Err(ProbeError::NoBpffs { path: root.to_owned() });
-        }
+        check_bpffs(root)?;
         // Whoever can open a folder can lock it: this one is for root alone.
-        let lock = root.join("lock");
+        let lock = root.join(LOCK);
         DirBuilder::new().mode(0o700).recursive(true).create(&lock).map_err(failed)?;
         let directory = File::open(lock).map_err(failed)?;
         let hash = digest(&SHA256, object);
