@@ -57,6 +57,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{/*
+Flags that more than the agent has to know: probes and monitors their ports, volumes their paths, RBAC what they ask the
+API server. Among additionalArgs they would be half a setting.
+*/}}
+{{- define "podcred.refuseHalfSettings" -}}
+{{- $given := .Values.agent.additionalArgs | default list }}
+{{- range (kindIs "map" $given | ternary (keys (kindIs "map" $given | ternary $given dict)) $given) }}
+{{- $flag := first (splitList "=" (toString .)) }}
+{{- if has $flag (list "--probe-port" "--metrics-port" "--delegate" "--imds-except" "--startup-taint" "--pin" "--host-proc" "--cgroup-root" "--control-socket" "--token-file" "--jwks-url" "--issuer") }}
+{{- fail (printf "agent.additionalArgs: %s is a value of its own: agent.%s" $flag ($flag | trimPrefix "--" | camelcase | untitle)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
 Arguments: of each flag that is set, and after them additionalArgs, which is a list of words or the official chart's map
 of flag to value. What is not set is left to podcred. To YAML an unquoted on and off are true and false.
 */}}
@@ -91,6 +105,17 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 
 {{- define "podcred.probePort" -}}
 {{- .Values.agent.probePort | default 2703 | int64 }}
+{{- end }}
+
+{{/* The whole seconds of a duration such as 1m30s; what is below a second counts for nothing. */}}
+{{- define "podcred.seconds" -}}
+{{- $seconds := 0 }}
+{{- range regexFindAll "[0-9.]+[a-zµ]+" (. | toString) -1 }}
+{{- $number := regexFind "^[0-9]+" . | default "0" | int64 }}
+{{- $unit := regexFind "[a-zµ]+$" . }}
+{{- $seconds = add $seconds (mul $number (get (dict "h" 3600 "m" 60 "s" 1) $unit | default 0)) }}
+{{- end }}
+{{- $seconds }}
 {{- end }}
 
 {{/* Whether an update starts the next agent beside the old one. */}}
