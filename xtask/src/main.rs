@@ -64,7 +64,7 @@ enum Task {
     BenchConnect(bench_connect::Arguments),
     /// Pack the image for amd64 and arm64, as deploy/Dockerfile makes it, without a container daemon
     Image(image::Arguments),
-    /// Check the chart, the manifests, the alerts and the dashboard with the tools of those who use them
+    /// Check the chart, the manifests, the alerts, the dashboard and the image with the tools of those who use them
     DeployCheck(deploy_check::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,

@@ -8,10 +8,12 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use tokio::process::Command;
 
 use crate::build::{root, target};
 use crate::clock::Stopwatch;
+use crate::image::Arch;
 use crate::process::{find_on_path, is_root, on_path, quietly};
 use crate::report::step;
 use crate::sdk::Sdk;
@@ -26,7 +28,15 @@ pub(crate) async fn all() -> Result<()> {
     for program in [chromium().await?, wrk().await?].into_iter().flatten() {
         step(&format!("Left out: {program}"));
     }
+    for arch in Arch::value_variants().iter().filter(|arch| !arch.is_here()) {
+        if let Some(reason) = cross_compiler(arch.cpu()).await? {
+            step(&format!("Left out: {reason}"));
+        }
+    }
     if let Some(reason) = emulator().await? {
+        step(&format!("Left out: {reason}"));
+    }
+    if let Err(reason) = node::tools().await? {
         step(&format!("Left out: {reason}"));
     }
     for reason in deploy::all().await? {

@@ -73,7 +73,7 @@ pub(super) async fn check(findings: &mut Findings) -> Result<()> {
     let image = image::pack(&[Arch::here()?], scratch.path()).await?;
     let busybox = scratch.path().join("busybox.tar");
     let started = json!({ "Entrypoint": ["/busybox"], "Cmd": ["sleep", "1000000"] });
-    image::pack_program(&tools.busybox(), BUSYBOX, started, &busybox)?;
+    image::pack_program(&tools.program("busybox")?, BUSYBOX, started, &busybox)?;
     let plan = Plan {
         helm: helm().await?,
         chart: deploy().join("helm/podcred"),

@@ -40,6 +40,10 @@ pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
     let sysroot = toolchain::sysroot().await?;
     let mut flags = vec![OsString::from("-Ctarget-feature=+crt-static")];
     flags.extend(toolchain::without_paths(root(), &sysroot)?);
+    if arch == Arch::Amd64 && arch.is_here() {
+        // Here rustc links by LLD, which can make equal functions one, and a relocation that moves an address two bits.
+        flags.push(OsString::from("-Clink-arg=-Wl,--icf=safe,-z,pack-relative-relocs"));
+    }
     command
         .args(["build", "--release", "--package", "podcred", "--target", &triple])
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsString::from("\x1f").as_os_str()))

@@ -20,23 +20,27 @@ const PARTS: [&str; 6] =
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Tools {
     /// The folder of Kubernetes' programs and etcd.
-    pub(crate) kubernetes: PathBuf,
+    kubernetes: PathBuf,
     /// What Debian's packages have.
     debian: PathBuf,
 }
 
 impl Tools {
-    /// Folders for the PATH.
-    pub(crate) fn folders(&self) -> [PathBuf; 3] {
-        [self.kubernetes.clone(), self.debian.join("usr/bin"), self.debian.join("usr/sbin")]
+    /// Folders for the PATH. Where a package has its programs depends on its release.
+    pub(crate) fn folders(&self) -> [PathBuf; 4] {
+        let [bin, usr_bin, sbin] = ["bin", "usr/bin", "usr/sbin"].map(|folder| self.debian.join(folder));
+        [self.kubernetes.clone(), bin, usr_bin, sbin]
+    }
+
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        let found = self.folders().into_iter().map(|folder| folder.join(name)).find(|file| file.is_file());
+        found.with_context(|| {
+            format!("{} has no {name}: remove the folder, to have it made anew", self.debian.display())
+        })
     }
 
     pub(crate) fn network_plugins(&self) -> PathBuf {
         self.debian.join("usr/lib/cni")
-    }
-
-    pub(crate) fn busybox(&self) -> PathBuf {
-        self.debian.join("bin/busybox")
     }
 }
 

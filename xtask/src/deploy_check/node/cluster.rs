@@ -64,7 +64,7 @@ impl Cluster {
         let mut processes = vec![start(plan, "etcd", &etcd)?, start(plan, "kube-apiserver", &api_server)?];
         until("the API server is ready", START, async || {
             processes.iter_mut().try_for_each(Process::check)?;
-            let mut ready = plan.command("kubectl");
+            let mut ready = plan.command("kubectl")?;
             ready.arg("--kubeconfig").arg(&kubeconfig).args(["get", "--raw", "/readyz"]);
             Ok(quietly("kubectl", &mut ready).await.is_ok())
         })
@@ -108,14 +108,14 @@ impl Cluster {
     }
 
     pub(super) async fn kubectl(&self, plan: &Plan, arguments: &[&str]) -> Result<String> {
-        let mut kubectl = plan.command("kubectl");
+        let mut kubectl = plan.command("kubectl")?;
         kubectl.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
         quietly(&format!("kubectl {}", arguments.first().copied().unwrap_or_default()), &mut kubectl).await
     }
 }
 
 fn start(plan: &Plan, program: &str, arguments: &[String]) -> Result<Process> {
-    let mut command = plan.command(program);
+    let mut command = plan.command(program)?;
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     Process::spawn(program, command, &plan.logs.join(format!("{program}.log")))
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use super::inside::{CGROUPS, MACHINE_CGROUPS};
 use super::{BUSYBOX, Plan};
 use crate::clock::until;
-use crate::place::Place;
 use crate::process::{Process, quietly};
 
 pub(crate) const RUNTIME: &str = "node-runtime";
@@ -32,18 +32,18 @@ impl Runtime {
         let file = plan.scratch.join("containerd.toml");
         std::fs::write(&file, configuration(plan, &wrapper(plan)?))?;
         network(plan)?;
-        let mut command = plan.command("containerd");
+        let mut command = plan.command("containerd")?;
         command.arg("--config").arg(&file).stdout(Stdio::null());
         let mut containerd = Process::spawn("containerd", command, &plan.logs.join("containerd.log"))?;
         until("containerd answers", START, async || {
             containerd.check()?;
-            Ok(quietly("ctr version", plan.command("ctr").args(["--address", SOCKET, "version"]))
+            Ok(quietly("ctr version", plan.command("ctr")?.args(["--address", SOCKET, "version"]))
                 .await
                 .is_ok())
         })
         .await?;
         for image in &plan.images {
-            let mut ctr = plan.command("ctr");
+            let mut ctr = plan.command("ctr")?;
             ctr.args(["--address", SOCKET, "--namespace", "k8s.io", "images", "import"]).arg(image);
             quietly("ctr images import", &mut ctr).await?;
         }
@@ -151,16 +151,12 @@ fn adapt(container: &mut Value) {
 
 impl Plan {
     /// One of the node's programs, which finds the others.
-    pub(super) fn command(&self, program: &str) -> tokio::process::Command {
+    pub(super) fn command(&self, program: &str) -> Result<Command> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = self.tools.folders();
-        let own = folders.iter().map(|folder| folder.join(program)).find(|file| file.is_file());
-        let program = own.map_or_else(|| program.to_owned(), |file| file.display().to_string());
-        let mut command = Place::Host.command(&program);
-        if let Ok(path) = std::env::join_paths(folders.into_iter().chain(std::env::split_paths(&path))) {
-            command.env("PATH", path);
-        }
-        command
+        let folders = self.tools.folders().into_iter().chain(std::env::split_paths(&path));
+        let mut command = Command::new(self.tools.program(program)?);
+        command.env("PATH", std::env::join_paths(folders)?);
+        Ok(command)
     }
 }
 

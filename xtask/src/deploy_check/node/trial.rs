@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use super::cluster::Cluster;
 use super::inside::CGROUPS;
@@ -73,7 +74,7 @@ impl Trial<'_> {
         self.rolled_out("daemonset/podcred", SYSTEM).await
     }
 
-    /// All else is as in the chart. The cgroup is named because other tests of this machine may have one of that name. EKS would tell the agent its region, and the instance its credentials.
+    /// All else is as in the chart. EKS would tell the agent its region, and the instance its credentials.
     fn values(&self) -> Value {
         let mut env: BTreeMap<&str, &str> = self.eks.node_environment().into_iter().collect();
         env.insert("AWS_EC2_METADATA_DISABLED", "true");
@@ -83,16 +84,23 @@ impl Trial<'_> {
             "agent": {
                 "verify": "enforce",
                 "endpoint": self.eks.url(),
-                "kubepodsCgroup": format!("{CGROUPS}/{}/kubepods", self.plan.cgroup),
+                "kubepodsCgroup": self.kubepods(),
                 "jwksUrl": "https://kubernetes.default.svc/openid/v1/jwks",
             },
             "env": env,
         })
     }
 
+    /// As the agent sees it. It is told, because other tests on this machine may have a cgroup of that name.
+    fn kubepods(&self) -> String {
+        format!("{CGROUPS}/{}/kubepods", self.plan.cgroup)
+    }
+
     async fn doctor(&self) -> Result<()> {
-        let doctor = ["exec", "-n", SYSTEM, "daemonset/podcred", "--", "podcred", "doctor"];
-        self.kubectl(&doctor).await.map(drop)
+        let kubepods = self.kubepods();
+        let doctor = ["podcred", "doctor", "--kubepods-cgroup", &kubepods];
+        let exec = ["exec", "-n", SYSTEM, "daemonset/podcred", "--"];
+        self.kubectl(&[&exec[..], &doctor].concat()).await.map(drop)
     }
 
     /// Its capabilities and its sandbox, as the kernel has them.
@@ -212,7 +220,7 @@ impl Trial<'_> {
 
     /// `CHART` stands for the chart's folder.
     async fn helm(&self, verb: &str, arguments: &[&str]) -> Result<()> {
-        let mut helm = self.plan.command(&self.plan.helm.display().to_string());
+        let mut helm = Command::new(&self.plan.helm);
         helm.args([verb, "--namespace", SYSTEM]).env("KUBECONFIG", &self.cluster.kubeconfig);
         for argument in arguments {
             match *argument {
