@@ -112,7 +112,10 @@ async fn run(task: Task) -> Result<Counts> {
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Image(arguments) => Box::pin(image::run(&arguments)).await,
         Task::DeployCheck(arguments) => Box::pin(deploy_check::run(&arguments)).await,
-        Task::NodeInside { plan } => Box::pin(deploy_check::node::inside::run(&plan)).await,
+        Task::NodeInside { plan } => {
+            Box::pin(deploy_check::node::inside::run(&plan)).await?;
+            Ok(Counts::default())
+        }
         Task::NodeRuntime { arguments } => {
             deploy_check::node::runtime::adapted(&arguments)?;
             Ok(Counts::default())

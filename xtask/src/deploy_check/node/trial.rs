@@ -15,7 +15,6 @@ use crate::clock::until;
 use crate::eks::Eks;
 use crate::image::REFERENCE;
 use crate::process::quietly;
-use crate::report::Counts;
 
 const SYSTEM: &str = "kube-system";
 const NAMESPACE: &str = "web";
@@ -32,29 +31,27 @@ busybox mkfifo /request && exec 3<>/request && busybox rm /request
 busybox printf 'GET /v1/credentials HTTP/1.1\r\nHost: 169.254.170.23\r\nAuthorization: %s\r\nConnection: close\r\n\r\n' "$1" >&3
 busybox nc 169.254.170.23 80 <&3"#;
 
-pub(super) async fn run(plan: &Plan, cluster: &Cluster, eks: &Eks) -> Result<Counts> {
+/// Tells what it finds.
+pub(super) async fn run(plan: &Plan, cluster: &Cluster, eks: &Eks) {
     let trial = Trial { plan, cluster, eks };
-    let mut counts = Counts::default();
     // Each stands on those before it.
     let outcome = async {
-        told(&mut counts, "helm installs the chart, and its agent is ready", trial.install().await)?;
-        told(&mut counts, "podcred doctor finds nothing amiss on this node", trial.doctor().await)?;
-        told(&mut counts, "the agent may do what the chart lists, and no more", trial.confined().await)?;
-        told(&mut counts, "pods start that look as EKS's webhook makes them", trial.pods().await)?;
-        told(&mut counts, "a pod has the credentials of its role", trial.serves().await)?;
-        told(&mut counts, "a pod with another's token is refused", trial.refuses().await)?;
-        told(&mut counts, "uninstalled as the chart's README says, nothing is left", trial.uninstall().await)
+        told("helm installs the chart, and its agent is ready", trial.install().await)?;
+        told("podcred doctor finds nothing amiss", trial.doctor().await)?;
+        told("the agent may do what the chart lists, and no more", trial.confined().await)?;
+        told("pods start that look as EKS's webhook makes them", trial.pods().await)?;
+        told("a pod has the credentials of its role", trial.serves().await)?;
+        told("a pod with another's token is refused", trial.refuses().await)?;
+        told("removed as the chart's README says, nothing is left", trial.remove().await)
     };
     if outcome.await.is_err() {
         eprintln!("{}", trial.story().await);
     }
-    Ok(counts)
 }
 
-/// Tells the process outside.
-fn told(counts: &mut Counts, what: &str, outcome: Result<()>) -> Result<()> {
+/// To the process outside.
+fn told(what: &str, outcome: Result<()>) -> Result<()> {
     let problem = outcome.as_ref().err().map(|error| format!("{error:#}"));
-    counts.passed += usize::from(problem.is_none());
     let finding = Finding { what: format!("on a Kubernetes node: {what}"), problem };
     println!("{}", serde_json::to_string(&finding)?);
     outcome
@@ -174,7 +171,7 @@ impl Trial<'_> {
         Ok(())
     }
 
-    async fn uninstall(&self) -> Result<()> {
+    async fn remove(&self) -> Result<()> {
         self.helm("upgrade", &["podcred", "CHART", "--reuse-values", "--set", "cleanup=true"]).await?;
         let seen = "--for=jsonpath={.status.observedGeneration}=1";
         self.kubectl(&["-n", SYSTEM, "wait", "daemonset/podcred-cleanup", seen]).await?;
