@@ -84,6 +84,8 @@ pub struct Config {
     pub https_listen: Option<SocketAddr>,
     /// The issuer's URL is the https one.
     pub issuer_over_https: bool,
+    /// Of an API server that signs by [`SimulatedEks::signing_key_pem`], instead of one of the simulation's own.
+    pub issuer: Option<String>,
     /// Made up where not given.
     pub node_credentials: Option<Credentials>,
     pub settings: Settings,
@@ -98,6 +100,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             https_listen: None,
             issuer_over_https: false,
+            issuer: None,
             node_credentials: None,
             settings: Settings::default(),
         }
@@ -144,7 +147,7 @@ impl SimulatedEks {
             (None, true) => anyhow::bail!("an issuer over https needs an address for https"),
             (_, false) => &url,
         };
-        let issuer = format!("{base}/id/{}", id::issuer_id());
+        let issuer = config.issuer.unwrap_or_else(|| format!("{base}/id/{}", id::issuer_id()));
         let cluster =
             Cluster { name: config.cluster_name, region: config.region, account_id: config.account_id };
         let settings = config.settings;
@@ -176,6 +179,11 @@ impl SimulatedEks {
     /// What a client of [`SimulatedEks::https_url`] must trust.
     pub fn ca_pem(&self) -> Option<&str> {
         self.https.as_ref().map(|https| https.ca_pem.as_str())
+    }
+
+    /// The private key that tokens are signed with, in PKCS#8, for an API server to sign with it too.
+    pub fn signing_key_pem(&self) -> Result<String> {
+        self.app.state().keys.current().private_pem()
     }
 
     pub fn issuer(&self) -> &str {

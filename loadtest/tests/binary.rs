@@ -23,6 +23,12 @@ impl Drop for Running {
     }
 }
 
+fn ready(stdout: &mut impl BufRead) -> Value {
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
 fn refusal(arguments: &[&str]) -> String {
     let output = simulated_eks().args(arguments).output().unwrap();
     assert!(!output.status.success(), "{arguments:?}");
@@ -40,10 +46,8 @@ fn it_tells_when_it_is_ready_serves_and_ends_on_sigterm() {
         .arg(&ca)
         .env("SIMULATED_NODE_SECRET_ACCESS_KEY", "given");
     let mut child = Running(command.spawn().unwrap());
-    let mut line = String::new();
     let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
-    stdout.read_line(&mut line).unwrap();
-    let ready: Value = serde_json::from_str(&line).unwrap();
+    let ready = ready(&mut stdout);
     assert_eq!((&ready["clusterName"], &ready["nodeAccessKeyId"]), (&"prod".into(), &"AKIANODE".into()));
     assert_eq!(ready["nodeSecretAccessKey"], "given");
     assert!(ready["issuer"].as_str().unwrap().starts_with(ready["url"].as_str().unwrap()), "{ready}");
@@ -64,6 +68,19 @@ fn it_tells_when_it_is_ready_serves_and_ends_on_sigterm() {
 }
 
 #[test]
+fn an_api_server_can_sign_tokens_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key.pem");
+    let issuer = "https://kubernetes.default.svc";
+    let mut command = simulated_eks();
+    command.args(["--issuer", issuer, "--signing-key-out"]).arg(&key);
+    let mut child = Running(command.spawn().unwrap());
+    let ready = ready(&mut BufReader::new(child.0.stdout.take().unwrap()));
+    assert_eq!(ready["issuer"], issuer);
+    assert!(std::fs::read_to_string(key).unwrap().starts_with("-----BEGIN PRIVATE KEY-----"));
+}
+
+#[test]
 fn bad_arguments_are_named() {
     let error = refusal(&["--cluster-name", "a b"]);
     assert!(error.contains("--cluster-name"), "{error}");
@@ -73,4 +90,6 @@ fn bad_arguments_are_named() {
     assert!(error.contains("SIMULATED_NODE_SECRET_ACCESS_KEY"), "{error}");
     let error = refusal(&["--ca-out", "x"]);
     assert!(error.contains("--https-listen"), "{error}");
+    let error = refusal(&["--issuer", "https://x"]);
+    assert!(error.contains("--signing-key-out"), "{error}");
 }

@@ -1,31 +1,67 @@
 //! Pods' cgroups, laid out as the kubelet does it, that end with their owner.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 /// What the kubelet's systemd driver calls the cgroup of all pods.
 const KUBEPODS: &str = "kubepods.slice";
-const PREFIX: &str = "podcred-demo-";
+const PREFIX: &str = "podcred-xtask-";
 
-/// A kubepods cgroup of our own, below the cgroup2 mount.
+/// A cgroup of our own, below the cgroup2 mount; dropped, it is removed with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    pub(crate) fn make() -> Result<Cgroup> {
+        let mount = cgroup2_mount()?;
+        sweep(&mount);
+        let path = mount.join(format!("{PREFIX}{}", std::process::id()));
+        let cgroup = Cgroup { path };
+        std::fs::create_dir_all(&cgroup.path)
+            .with_context(|| format!("cannot make {}", cgroup.path.display()))?;
+        Ok(cgroup)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn name(&self) -> Result<String> {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        Ok(name.context("a cgroup has a name")?.to_owned())
+    }
+
+    pub(crate) fn mount(&self) -> Result<&Path> {
+        self.path.parent().context("a cgroup is below a mount")
+    }
+
+    /// Whether the mount shows the machine's whole hierarchy, and not a cgroup namespace's.
+    pub(crate) fn shows_the_machine(&self) -> Result<bool> {
+        // The number that the kernel gives the first cgroup.
+        Ok(std::fs::metadata(self.mount()?)?.ino() == 1)
+    }
+}
+
+/// A kubepods cgroup of our own.
 #[derive(Debug)]
 pub(crate) struct PodCgroups {
-    root: PathBuf,
+    root: Cgroup,
 }
 
 impl PodCgroups {
     pub(crate) fn make() -> Result<PodCgroups> {
-        let mount = cgroup2_mount()?;
-        sweep(&mount);
-        let cgroups = PodCgroups { root: mount.join(format!("{PREFIX}{}", std::process::id())) };
+        let cgroups = PodCgroups { root: Cgroup::make()? };
         let kubepods = cgroups.kubepods();
         std::fs::create_dir_all(&kubepods).with_context(|| format!("cannot make {}", kubepods.display()))?;
         Ok(cgroups)
     }
 
     pub(crate) fn kubepods(&self) -> PathBuf {
-        self.root.join(KUBEPODS)
+        self.root.path.join(KUBEPODS)
     }
 
     /// The cgroup of this pod's only container; it ends with all of them.
@@ -40,18 +76,18 @@ impl PodCgroups {
     }
 }
 
-impl Drop for PodCgroups {
+impl Drop for Cgroup {
     fn drop(&mut self) {
         // What still runs in them was killed when its owner was dropped, but may not have ended yet; this waits for it.
-        let _before_linux_5_14 = std::fs::write(self.root.join("cgroup.kill"), "1");
+        let _before_linux_5_14 = std::fs::write(self.path.join("cgroup.kill"), "1");
         for _ in 0..100 {
-            remove(&self.root);
-            if !self.root.exists() {
+            remove(&self.path);
+            if !self.path.exists() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        eprintln!("cannot remove the cgroups below {}: processes still run in them", self.root.display());
+        eprintln!("cannot remove the cgroups below {}: processes still run in them", self.path.display());
     }
 }
 

@@ -82,8 +82,18 @@ pub(crate) struct CallCounts {
 
 impl Eks {
     pub(crate) async fn start(place: Place, binary: &Path, listen: SocketAddr, log: &Path) -> Result<Eks> {
+        Eks::start_with(place, binary, listen, &[], log).await
+    }
+
+    pub(crate) async fn start_with(
+        place: Place,
+        binary: &Path,
+        listen: SocketAddr,
+        more: &[&str],
+        log: &Path,
+    ) -> Result<Eks> {
         let mut command = place.command(&binary.display().to_string());
-        command.arg("--listen").arg(listen.to_string()).args(["--account-id", ACCOUNT]);
+        command.arg("--listen").arg(listen.to_string()).args(["--account-id", ACCOUNT]).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut process = Process::spawn("simulated-eks", command, log)?;
         let stdout = process.child().stdout.take().context("simulated-eks has no stdout")?;

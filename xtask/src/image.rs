@@ -1,10 +1,12 @@
 //! `cargo xtask image`: the image that `deploy/Dockerfile` makes, packed without a container daemon, for one processor or both.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
+mod again;
 mod archive;
 mod binary;
 mod contents;
@@ -12,6 +14,7 @@ mod sbom;
 
 use crate::build::target;
 use crate::report::{Counts, step, table};
+pub(crate) use archive::REFERENCE;
 use archive::{Archive, Layer};
 use contents::Contents;
 
@@ -23,6 +26,9 @@ pub(crate) struct Arguments {
     /// Write the image's files into this folder instead, for one processor; a Dockerfile copies them
     #[arg(long, value_name = "FOLDER", requires = "arch")]
     files: Option<PathBuf>,
+    /// Also build the last commit in another folder, and compare the two archives byte by byte
+    #[arg(long, conflicts_with = "files")]
+    twice: bool,
 }
 
 /// By the names that images have for them; `x86_64` and `aarch64` are accepted, too.
@@ -43,7 +49,7 @@ impl Arch {
     }
 
     /// As Rust calls it.
-    fn cpu(self) -> &'static str {
+    pub(crate) fn cpu(self) -> &'static str {
         match self {
             Arch::Amd64 => "x86_64",
             Arch::Arm64 => "aarch64",
@@ -53,15 +59,38 @@ impl Arch {
     pub(crate) fn is_here(self) -> bool {
         self.cpu() == std::env::consts::ARCH
     }
+
+    /// This machine's.
+    pub(crate) fn here() -> Result<Arch> {
+        let here = Arch::value_variants().iter().copied().find(|arch| arch.is_here());
+        here.context("no images are made for this processor")
+    }
 }
 
 /// What an image for one processor came to.
 #[derive(Debug)]
 pub(crate) struct Packed {
     pub(crate) arch: Arch,
+    pub(crate) program: PathBuf,
     /// In bytes.
     pub(crate) binary: u64,
     pub(crate) layer: Layer,
+}
+
+impl Packed {
+    pub(crate) fn is_small(&self) -> Result<()> {
+        let Packed { arch, binary, layer, .. } = self;
+        for (what, size, most) in
+            [("binary", *binary, MOST_BINARY), ("compressed layer", layer.compressed, MOST_COMPRESSED)]
+        {
+            ensure!(
+                size <= most,
+                "the {what} for {} has {size} bytes where at most {most} are the goal",
+                arch.name()
+            );
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -85,19 +114,34 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
         return Ok(Counts::default());
     }
     let wanted = if arguments.arch.is_empty() { Arch::value_variants() } else { &arguments.arch };
-    let image = pack(wanted).await?;
+    let image = pack(wanted, &folder()).await?;
     println!("\n{}", describe(&image));
     for reason in &image.left_out {
         println!("Left out: {reason}");
     }
-    Ok(judge(&image))
+    let mut counts = judge(&image);
+    if arguments.twice {
+        match again::gives_the_same(&image, wanted).await {
+            Ok(()) => counts.passed += 1,
+            Err(problem) => {
+                println!("FAILED  {problem:#}");
+                counts.failed += 1;
+            }
+        }
+    }
+    println!("{counts}");
+    Ok(counts)
+}
+
+/// Where the archive is, and what is beside it.
+pub(crate) fn folder() -> PathBuf {
+    target().join("image")
 }
 
 /// One archive for these processors, and the list of crates of each beside it.
-pub(crate) async fn pack(wanted: &[Arch]) -> Result<Image> {
-    let folder = target().join("image");
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut archive = Archive::default();
+pub(crate) async fn pack(wanted: &[Arch], folder: &Path) -> Result<Image> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut archive = Archive::of_podcred();
     let (mut packed, mut left_out) = (Vec::new(), Vec::new());
     for &arch in wanted {
         let built = match binary::build(arch).await? {
@@ -112,7 +156,7 @@ pub(crate) async fn pack(wanted: &[Arch]) -> Result<Image> {
             .with_context(|| format!("cannot write {}", list.display()))?;
         let layer = archive.add(arch, &Contents::of(&built)?)?;
         let binary = std::fs::metadata(&built.file)?.len();
-        packed.push(Packed { arch, binary, layer });
+        packed.push(Packed { arch, program: built.file, binary, layer });
     }
     if packed.is_empty() {
         bail!("{}", left_out.join("; "));
@@ -120,6 +164,13 @@ pub(crate) async fn pack(wanted: &[Arch]) -> Result<Image> {
     let file = folder.join("podcred.oci.tar");
     archive.write(&file)?;
     Ok(Image { archive: file, packed, left_out })
+}
+
+/// An image of one program for this machine, for what podcred is tried with.
+pub(crate) fn pack_program(program: &Path, reference: &'static str, config: Value, to: &Path) -> Result<()> {
+    let mut archive = Archive::new(reference, config);
+    archive.add(Arch::here()?, &Contents::of_program(program)?)?;
+    archive.write(to)
 }
 
 fn describe(image: &Image) -> String {
@@ -140,16 +191,13 @@ fn describe(image: &Image) -> String {
 fn judge(image: &Image) -> Counts {
     let mut counts = Counts { skipped: image.left_out.len(), ..Counts::default() };
     for packed in &image.packed {
-        if packed.binary <= MOST_BINARY && packed.layer.compressed <= MOST_COMPRESSED {
-            counts.passed += 1;
-        } else {
-            println!(
-                "{}: too large; the binary may have {MOST_BINARY} bytes, compressed {MOST_COMPRESSED}",
-                packed.arch.name()
-            );
-            counts.failed += 1;
+        match packed.is_small() {
+            Ok(()) => counts.passed += 1,
+            Err(problem) => {
+                println!("FAILED  {problem}");
+                counts.failed += 1;
+            }
         }
     }
-    println!("{counts}");
     counts
 }

@@ -1,6 +1,8 @@
 //! `cargo xtask …`: everything a person types. It builds and drives the project's binaries, and depends on none of them.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -62,10 +64,19 @@ enum Task {
     BenchConnect(bench_connect::Arguments),
     /// Pack the image for amd64 and arm64, as deploy/Dockerfile makes it, without a container daemon
     Image(image::Arguments),
-    /// Check the chart, the manifests, the alerts and the dashboard with the tools of those who use them
+    /// Check the chart, the manifests, the alerts, the dashboard and the image with the tools of those who use them
     DeployCheck(deploy_check::Arguments),
     /// Install what the other tasks need (they call it themselves)
     Setup,
+    /// Process 1 of the node that deploy-check starts
+    #[command(hide = true, name = deploy_check::node::inside::COMMAND)]
+    NodeInside { plan: PathBuf },
+    /// What that node's containerd calls in the place of runc
+    #[command(hide = true, name = deploy_check::node::runtime::RUNTIME)]
+    NodeRuntime {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 #[tokio::main]
@@ -101,6 +112,14 @@ async fn run(task: Task) -> Result<Counts> {
         Task::BenchConnect(arguments) => Box::pin(bench_connect::run(&arguments)).await,
         Task::Image(arguments) => Box::pin(image::run(&arguments)).await,
         Task::DeployCheck(arguments) => Box::pin(deploy_check::run(&arguments)).await,
+        Task::NodeInside { plan } => {
+            Box::pin(deploy_check::node::inside::run(&plan)).await?;
+            Ok(Counts::default())
+        }
+        Task::NodeRuntime { arguments } => {
+            deploy_check::node::runtime::adapted(&arguments)?;
+            Ok(Counts::default())
+        }
         Task::Setup => {
             Box::pin(setup::all()).await?;
             Ok(Counts::default())

@@ -1,16 +1,19 @@
 //! What the other tasks need and cargo does not bring: a few packages of the system, and the AWS SDKs under `target/`.
 
 pub(crate) mod deploy;
+pub(crate) mod node;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use tokio::process::Command;
 
 use crate::build::{root, target};
 use crate::clock::Stopwatch;
+use crate::image::Arch;
 use crate::process::{find_on_path, is_root, on_path, quietly};
 use crate::report::step;
 use crate::sdk::Sdk;
@@ -25,7 +28,15 @@ pub(crate) async fn all() -> Result<()> {
     for program in [chromium().await?, wrk().await?].into_iter().flatten() {
         step(&format!("Left out: {program}"));
     }
+    for arch in Arch::value_variants().iter().filter(|arch| !arch.is_here()) {
+        if let Some(reason) = cross_compiler(arch.cpu()).await? {
+            step(&format!("Left out: {reason}"));
+        }
+    }
     if let Some(reason) = emulator().await? {
+        step(&format!("Left out: {reason}"));
+    }
+    if let Err(reason) = node::tools().await? {
         step(&format!("Left out: {reason}"));
     }
     for reason in deploy::all().await? {
@@ -52,9 +63,7 @@ pub(crate) async fn sdks(wanted: &[Sdk]) -> Result<(Vec<Sdk>, Vec<(Sdk, String)>
     // Associations are created with the aws CLI, whichever SDKs are wanted.
     let python = async {
         if !on_path("python3") {
-            anyhow::bail!(
-                "python3 is not on the PATH; the aws CLI, which creates the associations, needs it"
-            );
+            bail!("python3 is not on the PATH; the aws CLI, which creates the associations, needs it");
         }
         install("boto3 and the aws CLI", &venv(), &python_manifests(), "python3", python_venv()).await
     };
@@ -70,32 +79,56 @@ pub(crate) async fn promtool() -> Result<Option<PathBuf>> {
     if let Some(promtool) = find_on_path("promtool") {
         return Ok(Some(promtool));
     }
-    let folder = target().join("tools/prometheus");
-    let promtool = folder.join("usr/bin/promtool");
+    let promtool = target().join("tools/prometheus/usr/bin/promtool");
     if promtool.is_file() {
         return Ok(Some(promtool));
     }
     if !on_path("apt-get") {
         return Ok(None);
     }
-    step("Fetching promtool (Debian's package prometheus, unpacked only)");
-    std::fs::create_dir_all(&folder)?;
-    let download = || {
-        let mut apt = Command::new("apt-get");
-        apt.args(["download", "-q", "prometheus"]).current_dir(&folder);
-        apt
-    };
-    if quietly("apt-get download prometheus", &mut download()).await.is_err() && is_root() {
-        apt(&["update", "-q"]).await?;
-        quietly("apt-get download prometheus", &mut download()).await?;
-    }
-    let package = std::fs::read_dir(&folder)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
-    let Some(package) = package else { return Ok(None) };
-    let mut unpack = Command::new("dpkg-deb");
-    quietly("dpkg-deb -x", unpack.arg("-x").arg(&package).arg(&folder)).await?;
+    unpacked("prometheus", &["prometheus"]).await?;
     Ok(promtool.is_file().then_some(promtool))
+}
+
+/// The folder `name` of the tools with Debian's packages, unpacked and not installed.
+async fn unpacked(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = target().join("tools").join(name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    step(&format!("Fetching {} (Debian's packages, unpacked only)", packages.join(", ")));
+    made_whole(&folder, async |folder| {
+        let download = || {
+            let mut apt = Command::new("apt-get");
+            apt.args(["download", "-q"]).args(packages).current_dir(folder);
+            apt
+        };
+        if quietly("apt-get download", &mut download()).await.is_err() && is_root() {
+            apt(&["update", "-q"]).await?;
+            quietly("apt-get download", &mut download()).await?;
+        }
+        for entry in std::fs::read_dir(folder)? {
+            let package = entry?.path();
+            if package.extension().is_some_and(|extension| extension == "deb") {
+                let mut unpack = Command::new("dpkg-deb");
+                quietly("dpkg-deb -x", unpack.arg("-x").arg(&package).arg(folder)).await?;
+                std::fs::remove_file(package)?;
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(folder)
+}
+
+/// What was interrupted half-way must not look complete: `make` fills a folder that gets its name when it is full.
+async fn made_whole(folder: &Path, make: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<()> {
+    let tools = folder.parent().context("a folder of tools")?;
+    std::fs::create_dir_all(tools)?;
+    let half = tempfile::tempdir_in(tools)?;
+    make(half.path()).await.with_context(|| format!("making {}", folder.display()))?;
+    std::fs::rename(half.keep(), folder)?;
+    Ok(())
 }
 
 /// Sees to it that there is a browser for the tests of reports; returns why not.

@@ -39,7 +39,7 @@ enum Step {
     Demo,
     /// cargo xtask kernels, on the oldest
     Kernels,
-    /// cargo xtask deploy-check
+    /// cargo xtask deploy-check: chart, alerts, dashboard, image, and all of it on a Kubernetes node
     Deploy,
     /// cargo deny check
     Deny,

@@ -30,6 +30,12 @@ struct Arguments {
     /// Make the issuer's URL the https one.
     #[arg(long, requires = "https_listen")]
     issuer_over_https: bool,
+    /// Take the tokens of an API server, which calls itself so and signs with the key of --signing-key-out.
+    #[arg(long, value_name = "URL", requires = "signing_key_out")]
+    issuer: Option<String>,
+    /// Where the private key that tokens are signed with is written, as PEM.
+    #[arg(long, value_name = "FILE")]
+    signing_key_out: Option<PathBuf>,
     #[arg(long, value_name = "NAME", default_value = "demo", value_parser = cluster_name)]
     cluster_name: String,
     #[arg(long, default_value = "eu-west-1")]
@@ -66,12 +72,18 @@ async fn main() -> Result<()> {
         listen: arguments.listen,
         https_listen: arguments.https_listen,
         issuer_over_https: arguments.issuer_over_https,
+        issuer: arguments.issuer,
         node_credentials: node_credentials(arguments.node_access_key_id)?,
         settings: arguments.settings,
     })
     .await?;
     if let (Some(file), Some(pem)) = (&arguments.ca_out, eks.ca_pem()) {
         std::fs::write(file, pem).with_context(|| format!("cannot write --ca-out {}", file.display()))?;
+    }
+    if let Some(file) = &arguments.signing_key_out {
+        let pem = eks.signing_key_pem()?;
+        std::fs::write(file, pem)
+            .with_context(|| format!("cannot write --signing-key-out {}", file.display()))?;
     }
     print_ready(&eks)?;
     tokio::select! {

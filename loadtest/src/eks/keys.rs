@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use aws_lc_rs::encoding::AsDer;
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair, RSA_PKCS1_SHA256};
@@ -44,6 +44,11 @@ impl SigningKey {
 
     pub(super) fn decoding_key(&self) -> DecodingKey {
         DecodingKey::from_rsa_raw_components(&self.modulus, &self.exponent)
+    }
+
+    pub(super) fn private_pem(&self) -> Result<String> {
+        let der = AsDer::<Pkcs8V1Der<'_>>::as_der(&self.pair).ok().context("cannot encode a private key")?;
+        Ok(pem::Pem::new("PRIVATE KEY", der.as_ref()).to_string())
     }
 
     fn jwk(&self) -> Jwk<'_> {

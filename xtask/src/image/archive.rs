@@ -21,11 +21,16 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// With the registry that containerd thinks of where none is named.
+pub(crate) const REFERENCE: &str = concat!("docker.io/library/podcred:", env!("CARGO_PKG_VERSION"));
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The image of each processor, and what they are made of by its digest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Archive {
+    reference: &'static str,
+    /// How a container of it is started, and its labels.
+    config: Value,
     blobs: BTreeMap<String, Vec<u8>>,
     manifests: Vec<Value>,
 }
@@ -37,6 +42,21 @@ pub(crate) struct Layer {
 }
 
 impl Archive {
+    pub(super) fn new(reference: &'static str, config: Value) -> Archive {
+        Archive { reference, config, blobs: BTreeMap::new(), manifests: Vec::new() }
+    }
+
+    pub(super) fn of_podcred() -> Archive {
+        let mut config = started();
+        config["Labels"] = json!({
+            "org.opencontainers.image.title": "podcred",
+            "org.opencontainers.image.version": VERSION,
+            "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
+            "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
+        });
+        Archive::new(REFERENCE, config)
+    }
+
     /// One layer, its configuration and its manifest.
     pub(super) fn add(&mut self, arch: Arch, contents: &Contents) -> Result<Layer> {
         let plain = layer(contents)?;
@@ -45,20 +65,12 @@ impl Archive {
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&plain)?;
         let layer = self.blob(LAYER, gzip.finish()?);
-        let labels = json!({
-            "org.opencontainers.image.title": "podcred",
-            "org.opencontainers.image.version": VERSION,
-            "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
-            "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
-        });
-        let mut config = started();
-        config["Labels"] = labels;
         let config = self.json(
             CONFIG,
             &json!({
                 "architecture": arch.name(),
                 "os": "linux",
-                "config": config,
+                "config": self.config.clone(),
                 "rootfs": { "type": "layers", "diff_ids": [diff] },
             }),
         )?;
@@ -80,8 +92,8 @@ impl Archive {
         let mut all = self.json(INDEX, &all)?;
         // The first for podman and skopeo, the second for containerd.
         all["annotations"] = json!({
-            "org.opencontainers.image.ref.name": VERSION,
-            "io.containerd.image.name": format!("docker.io/library/podcred:{VERSION}"),
+            "org.opencontainers.image.ref.name": self.reference.rsplit(':').next(),
+            "io.containerd.image.name": self.reference,
         });
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [all] });
 
@@ -160,7 +172,7 @@ mod tests {
     use super::*;
 
     fn archive(folder: &Path, name: &str) -> Vec<u8> {
-        let mut archive = Archive::default();
+        let mut archive = Archive::of_podcred();
         for arch in [Arch::Amd64, Arch::Arm64] {
             archive.add(arch, &Contents::for_test(b"binary")).unwrap();
         }

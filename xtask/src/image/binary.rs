@@ -40,20 +40,27 @@ pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
     let sysroot = toolchain::sysroot().await?;
     let mut flags = vec![OsString::from("-Ctarget-feature=+crt-static")];
     flags.extend(toolchain::without_paths(root(), &sysroot)?);
+    if arch == Arch::Amd64 && arch.is_here() {
+        // Here rustc links by LLD, which can make equal functions one, and a relocation that moves an address two bits.
+        flags.push(OsString::from("-Clink-arg=-Wl,--icf=safe,-z,pack-relative-relocs"));
+    }
     command
         .args(["build", "--release", "--package", "podcred", "--target", &triple])
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsString::from("\x1f").as_os_str()))
         .kill_on_drop(true);
+    let mut folder = target();
     if !toolchain::has_standard_library(&triple).await? {
         toolchain::rust_src(&sysroot).await?;
-        // On the stable compiler.
-        command.args(["-Z", "build-std"]).env("RUSTC_BOOTSTRAP", "1");
+        // On the stable compiler. Build scripts look at the variable: in one folder with other builds, each would make cargo
+        // begin the other anew.
+        folder = folder.join("build-std");
+        command.args(["-Z", "build-std"]).env("RUSTC_BOOTSTRAP", "1").arg("--target-dir").arg(&folder);
     }
     let status = command.status().await.context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo build for {triple} ended with {status}");
     }
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
-    let file = target().join(&triple).join("release/podcred");
+    let file = folder.join(&triple).join("release/podcred");
     Ok(Ok(Built { file, triple }))
 }

@@ -47,6 +47,13 @@ impl Contents {
         Ok(Contents::with(program, license))
     }
 
+    /// This alone, in the root folder by its own name.
+    pub(super) fn of_program(program: &Path) -> Result<Contents> {
+        let content = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+        let name = program.file_name().and_then(|name| name.to_str()).context("a program has a name")?;
+        Ok(Contents { entries: vec![file(name, 0o755, content)] })
+    }
+
     #[cfg(test)]
     pub(super) fn for_test(program: &[u8]) -> Contents {
         Contents::with(program.to_vec(), b"license".to_vec())

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use tokio::process::Command;
 
-use super::{install, on_path, quietly, system_packages};
+use super::{install, made_whole, on_path, quietly, system_packages};
 use crate::build::{root, target};
 use crate::clock::Stopwatch;
 use crate::report::step;
@@ -108,16 +108,6 @@ pub(crate) async fn schemas() -> Result<Schemas> {
         made_whole(&operator, operator_schemas).await?;
     }
     Ok(Schemas { kubernetes, operator })
-}
-
-/// What was interrupted half-way must not look complete: `make` fills a folder that gets its name when it is full.
-async fn made_whole(folder: &Path, make: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<()> {
-    let tools = folder.parent().context("a folder of tools")?;
-    std::fs::create_dir_all(tools)?;
-    let half = tempfile::tempdir_in(tools)?;
-    make(half.path()).await.with_context(|| format!("making {}", folder.display()))?;
-    std::fs::rename(half.keep(), folder)?;
-    Ok(())
 }
 
 async fn kubernetes_schemas(to: &Path) -> Result<()> {
