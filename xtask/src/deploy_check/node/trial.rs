@@ -21,7 +21,6 @@ const NAMESPACE: &str = "web";
 const ACCOUNT: &str = "app";
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGENT: &str = "app.kubernetes.io/instance=podcred,app.kubernetes.io/component=agent";
-const CLEANUP: &str = "app.kubernetes.io/instance=podcred,app.kubernetes.io/component=cleanup";
 const TOKEN_FOLDER: &str = "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount";
 const TOKEN: &str = "eks-pod-identity-token";
 
@@ -173,11 +172,8 @@ impl Trial<'_> {
 
     async fn remove(&self) -> Result<()> {
         self.helm("upgrade", &["podcred", "CHART", "--reuse-values", "--set", "cleanup=true"]).await?;
-        let seen = "--for=jsonpath={.status.observedGeneration}=1";
-        self.kubectl(&["-n", SYSTEM, "wait", "daemonset/podcred-cleanup", seen]).await?;
-        let done =
-            ["-n", SYSTEM, "wait", "pod", "-l", CLEANUP, "--for=condition=Initialized", "--timeout=1m"];
-        self.kubectl(&done).await?;
+        self.kubectl(&["-n", SYSTEM, "rollout", "status", "daemonset/podcred-cleanup", "--timeout=1m"])
+            .await?;
         self.helm("uninstall", &["podcred"]).await?;
         until("the pods are gone", PATIENCE, async || {
             Ok(self.kubectl(&["get", "pods", "-n", SYSTEM, "-o", "name"]).await?.is_empty())
