@@ -156,7 +156,10 @@ fn known_metrics(text: &str, metrics: &BTreeSet<String>) -> Result<()> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let used: BTreeSet<&str> = words.filter(|word| word.starts_with("podcred_")).collect();
     ensure!(used.len() > 5, "only {used:?} found");
-    let known = |name: &&str| metrics.contains(name.strip_suffix("_bucket").unwrap_or(name));
+    let known = |name: &&str| {
+        let series = ["_bucket", "_count", "_sum"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        metrics.contains(*name) || series.is_some_and(|family| metrics.contains(family))
+    };
     let unknown: Vec<&str> = used.into_iter().filter(|name| !known(name)).collect();
     ensure!(unknown.is_empty(), "README has no {unknown:?}");
     Ok(())

@@ -30,7 +30,7 @@ fn plan(ask: &mut Ask) -> Plan {
         "The other agent is a stand-in with the official one's contract: it calls EKS Auth for each token, ends where a port is taken, \
          and closes its ports at once on SIGTERM. podcred is started beside it and has the ports some milliseconds after it. On the way \
          back the stand-in is started when podcred has ended, and nobody listens meanwhile: Java, whose six attempts take milliseconds, \
-         then goes on to IMDS."
+         then goes on to IMDS. All but a handful of the EKS Auth calls are the stand-in's, and CPU and memory are of both agents."
             .to_owned(),
     );
     plan.expect(&["wrong=0"]);
