@@ -43,7 +43,13 @@ impl Failed {
     /// A server that is not ours may say anything, at any length, and to the reader's terminal.
     pub(super) fn presentable(self) -> Failed {
         let shown = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
-        let presentable = |text: &str| text.chars().take(MOST_CHARACTERS).map(shown).collect();
+        let presentable = |text: &str| {
+            let mut shown: String = text.chars().take(MOST_CHARACTERS).map(shown).collect();
+            if text.chars().nth(MOST_CHARACTERS).is_some() {
+                shown.push('…');
+            }
+            shown
+        };
         Failed { class: presentable(&self.class), example: presentable(&self.example), wrong: self.wrong }
     }
 }
@@ -355,7 +361,10 @@ mod tests {
     fn what_a_server_said_is_cut_between_characters_and_commands_no_terminal() {
         let class = "refused\n\u{1b}[31m".to_owned();
         let failed = Failed { class, example: "ü".repeat(201), wrong: false }.presentable();
-        assert_eq!((failed.class.as_str(), failed.example), ("refused\u{fffd}\u{fffd}[31m", "ü".repeat(200)));
+        assert_eq!(
+            (failed.class.as_str(), failed.example),
+            ("refused\u{fffd}\u{fffd}[31m", format!("{}…", "ü".repeat(200)))
+        );
     }
 
     #[test]

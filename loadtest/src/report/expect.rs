@@ -181,7 +181,7 @@ impl Right {
 impl Reading {
     /// Or what stands in its place where it was not measured.
     fn of(&self, run: &Run) -> Result<f64, String> {
-        let not_measured = || format!("{self} was not measured");
+        let not_measured = || format!("{self}: not measured");
         match &self.group {
             None => self.measure.of_all(run).ok_or_else(not_measured),
             Some(name) => match run.groups.iter().find(|group| group.name == *name) {

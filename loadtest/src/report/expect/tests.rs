@@ -48,7 +48,7 @@ fn what_was_not_measured_has_not_held() {
     let nothing = |condition: &str| condition.parse::<Expectation>().unwrap().judge(&sample::empty());
     for condition in ["eks_auth_calls<=roles", "p99<1s", "agent_memory<=1GB", "requests_per_second>=0"] {
         let judged = nothing(condition);
-        assert!(!judged.held && judged.was.ends_with("was not measured"), "{judged:?}");
+        assert!(!judged.held && judged.was.ends_with(": not measured"), "{judged:?}");
     }
     let judged = judge("p99(jaba)<1s");
     assert!(!judged.held && judged.was.contains("there are all, known roles, new roles"), "{judged:?}");
