@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::control::{ControlListener, FlushRequest, serve_control};
 use crate::admin::{Readiness, serve_metrics, serve_probes};
+use crate::api_server::ApiServer;
 use crate::attribute::probe::ProbeError;
 use crate::attribute::{self, Attribution, Counted};
 use crate::authenticate::keys::{KeySource, Keys};
@@ -121,10 +122,12 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         Arc::clone(&node_pods),
         cancel.clone(),
     ));
+    let api_server = ApiServer::new(config.api_server.clone());
     let watched_node = config.watched_node();
     if let Some(node_name) = watched_node.map(str::to_owned) {
         let (pods, cancel) = (Arc::clone(&node_pods), cancel.clone());
-        background.spawn(async move { pods.run(&node_name, cancel).await });
+        let api_server = api_server.clone();
+        background.spawn(async move { pods.run(&node_name, &api_server, cancel).await });
     }
     {
         let (credentials, cancel) = (credentials.clone(), cancel.clone());
@@ -141,7 +144,8 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         if let (Some(taint), Some(node)) = (config.startup_taint, config.node_name) {
             let (readiness, clock, cancel) = (Arc::clone(&readiness), clock.clone(), cancel.clone());
             background.spawn(async move {
-                startup_taint::remove(&taint, &node, &clock, || readiness().is_ready(), cancel).await;
+                startup_taint::remove(&taint, &node, &api_server, &clock, || readiness().is_ready(), cancel)
+                    .await;
             });
         }
         let serve = |listener, cancel| serve_probes(listener, move || readiness(), cancel);

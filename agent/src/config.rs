@@ -223,6 +223,11 @@ pub struct ServerConfig {
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub node_name: Option<String>,
 
+    /// The cluster's API server, for the flags that need it [default: as Kubernetes tells the pod]
+    #[arg(long, env = "PODCRED_API_SERVER", value_name = "URL",
+        value_parser = Checked(values::trusted_url), help_heading = OWN)]
+    pub api_server: Option<String>,
+
     /// Key of a taint to take off this node when the agent is ready to serve [default: none]
     #[arg(long, env = "PODCRED_STARTUP_TAINT", value_name = "KEY",
         value_parser = Checked(values::taint_key), help_heading = OWN)]

@@ -5,6 +5,7 @@
 //! [`reject`] says what went wrong. [`app`] wires them.
 
 pub mod admin;
+pub mod api_server;
 pub mod app;
 pub mod attribute;
 pub mod authenticate;

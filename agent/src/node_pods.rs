@@ -9,14 +9,15 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use kube::Api;
 use kube::core::{ApiResource, NotUsed, Object};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, Config};
 use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::api_server::ApiServer;
 use crate::causes::chain;
 use crate::config::ServiceAccount;
 use crate::locks::{read, write};
@@ -97,18 +98,18 @@ impl NodePods {
     }
 
     /// Follows the API server's word until `cancel`led. Without it, what was known stays known.
-    pub async fn run(&self, node_name: &str, cancel: CancellationToken) {
+    pub async fn run(&self, node_name: &str, api_server: &ApiServer, cancel: CancellationToken) {
         let mut told = false;
         let client = loop {
-            match client().await {
+            match api_server.client() {
                 Ok(client) => break client,
                 Err(error) if !std::mem::replace(&mut told, true) => {
                     let error = chain(&error);
                     tracing::error!(
                         event = "pods_not_watched",
                         %error,
-                        "the API server's address or the agent's service account token cannot be had: delegates and \
-                         exceptions stay unknown until they can"
+                        "the way to the API server is not known: delegates and exceptions stay unknown until it is. The agent's \
+                         pod needs its service account's token, or --api-server"
                     );
                 }
                 Err(_) => {}
@@ -169,13 +170,6 @@ impl NodePods {
             }
         }
     }
-}
-
-/// Whoever uses it paces its attempts; with retries of the client's own it would hear of a failure after minutes.
-pub(crate) async fn client() -> Result<Client, kube::Error> {
-    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
-    config.default_retry = false;
-    Client::try_from(config)
 }
 
 /// A pod's UID and its service account.

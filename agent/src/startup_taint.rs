@@ -6,17 +6,17 @@
 use std::time::Duration;
 
 use hyper::StatusCode;
+use kube::Api;
 use kube::api::{GetParams, Patch, PatchParams};
 use kube::core::{ApiResource, NotUsed, Object};
-use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::api_server::{ApiServer, ApiServerError};
 use crate::causes::chain;
 use crate::clock::Clock;
-use crate::node_pods::client;
 
 /// Readiness has no event; a node that is new waits for much longer things.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -39,6 +39,7 @@ struct NodeSpec {
 pub async fn remove(
     key: &str,
     node: &str,
+    api_server: &ApiServer,
     clock: &Clock,
     is_ready: impl Fn() -> bool,
     cancel: CancellationToken,
@@ -50,7 +51,7 @@ pub async fn remove(
         let new_until = clock.now().mono + NEW_FOR;
         let mut told = false;
         loop {
-            match attempt(key, node).await {
+            match attempt(key, node, api_server).await {
                 Ok(Attempt::Removed) => tracing::info!(
                     event = "startup_taint_removed",
                     taint = key,
@@ -85,8 +86,9 @@ enum Attempt {
     Outrun,
 }
 
-async fn attempt(key: &str, name: &str) -> Result<Attempt, kube::Error> {
-    let nodes = nodes(client().await?);
+async fn attempt(key: &str, name: &str, api_server: &ApiServer) -> Result<Attempt, ApiServerError> {
+    let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&());
+    let nodes: Api<Node> = Api::all_with(api_server.client()?, &kind);
     let Node { metadata, spec, .. } = nodes.get_with(name, &GetParams::any()).await?;
     let kept: Vec<&Value> = spec.taints.iter().filter(|taint| taint["key"] != key).collect();
     if kept.len() == spec.taints.len() {
@@ -98,10 +100,6 @@ async fn attempt(key: &str, name: &str) -> Result<Attempt, kube::Error> {
     match nodes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(Attempt::Removed),
         Err(kube::Error::Api(status)) if status.code == StatusCode::CONFLICT.as_u16() => Ok(Attempt::Outrun),
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
-}
-
-fn nodes(client: Client) -> Api<Node> {
-    Api::all_with(client, &ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&()))
 }

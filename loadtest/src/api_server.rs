@@ -102,18 +102,8 @@ impl ApiServer {
         Ok(ApiServer { address, shared, _stop: stop.drop_guard() })
     }
 
-    /// A kubeconfig that leads here.
-    pub fn kubeconfig(&self) -> String {
-        let config = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "simulated",
-            "clusters": [{ "name": "simulated", "cluster": { "server": format!("http://{}", self.address) } }],
-            "users": [{ "name": "agent", "user": {} }],
-            "contexts": [{ "name": "simulated", "context": { "cluster": "simulated", "user": "agent" } }],
-        });
-        // YAML takes JSON.
-        config.to_string()
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     pub fn set_access(&self, access: Access) {

@@ -63,14 +63,14 @@ impl Agent {
     }
 
     pub(crate) async fn start_with_env(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
-        let agent = Agent::start_unready(eks, args, env);
+        let agent = Agent::spawn(eks, &[&["--issuer", eks.issuer()], args].concat(), env);
         agent.until_ready().await;
         agent
     }
 
     /// An agent that is not waited for: it cannot become ready yet.
-    pub(crate) fn start_unready(eks: &SimulatedEks, args: &[&str], env: &[(&str, &OsStr)]) -> Agent {
-        Agent::spawn(eks, &[&["--issuer", eks.issuer()], args].concat(), env)
+    pub(crate) fn start_unready(eks: &SimulatedEks, args: &[&str]) -> Agent {
+        Agent::spawn(eks, &[&["--issuer", eks.issuer()], args].concat(), &[])
     }
 
     pub(crate) async fn start_without_issuer(eks: &SimulatedEks, args: &[&str]) -> Agent {

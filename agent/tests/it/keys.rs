@@ -38,7 +38,7 @@ async fn without_any_key_set_eks_auth_checks_each_token_and_nothing_is_shared() 
     let eks = SimulatedEks::start(Config::default()).await.expect("starts");
     eks.settings(|s| s.issuer_outage = Outage::Refuse);
     eks.create_association("web", "app", ROLE);
-    let agent = Agent::start_unready(&eks, &[], &[]);
+    let agent = Agent::start_unready(&eks, &[]);
     let (a, b) =
         (eks.mint(PodToken::new("web", "app", "a")).token, eks.mint(PodToken::new("web", "app", "b")).token);
     let first = agent.ask(&a).await.key().to_owned();

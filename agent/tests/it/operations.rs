@@ -220,7 +220,7 @@ async fn probes_say_what_is_missing_and_liveness_does_not_depend_on_it() {
 #[tokio::test]
 async fn enforce_without_attribution_serves_nobody_and_says_so() {
     let node = Node::start(&[]).await;
-    let agent = Agent::start_unready(&node.eks, &["--verify", "enforce"], &[]);
+    let agent = Agent::start_unready(&node.eks, &["--verify", "enforce"]);
     let answer = agent.ask(&node.pod("p").token).await;
     assert_eq!(answer.status, 503);
     assert!(answer.message().contains("--verify enforce"), "{answer:?}");
@@ -248,7 +248,7 @@ async fn audit_without_attribution_serves_and_says_what_it_lacks() {
 #[tokio::test]
 async fn nobody_can_be_denied_for_what_this_node_cannot_tell_of_anybody() {
     let node = Node::start(&[]).await;
-    let agent = Agent::start_unready(&node.eks, &["--verify-unattributed", "deny"], &[]);
+    let agent = Agent::start_unready(&node.eks, &["--verify-unattributed", "deny"]);
     let answer = agent.ask(&node.pod("p").token).await;
     assert_eq!((answer.status, answer.code()), (503, "ServiceUnavailable"));
     assert!(answer.message().contains("podcred doctor"), "{answer:?}");

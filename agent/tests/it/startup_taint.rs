@@ -1,7 +1,5 @@
 //! The taint that keeps pods off a node until its agent is ready.
 
-use std::path::PathBuf;
-
 use loadtest::api_server::{Access, ApiServer};
 use loadtest::eks::{Config, Outage, SimulatedEks};
 use serde_json::{Value, json};
@@ -14,8 +12,6 @@ const KEY: &str = "podcred/agent-not-ready";
 struct Cluster {
     eks: SimulatedEks,
     api: ApiServer,
-    kubeconfig: PathBuf,
-    _folder: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -25,15 +21,12 @@ impl Cluster {
         eks.settings(|s| s.issuer_outage = Outage::Refuse);
         let api = ApiServer::start().await.expect("the simulated API server starts");
         api.add_node(NODE, taints, outruns);
-        let folder = tempfile::tempdir().expect("a folder");
-        let kubeconfig = folder.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, api.kubeconfig()).expect("a file");
-        Cluster { eks, api, kubeconfig, _folder: folder }
+        Cluster { eks, api }
     }
 
     fn agent(&self) -> Agent {
-        let flags = ["--node-name", NODE, "--startup-taint", KEY];
-        Agent::start_unready(&self.eks, &flags, &[("KUBECONFIG", self.kubeconfig.as_os_str())])
+        let flags = ["--node-name", NODE, "--startup-taint", KEY, "--api-server", &self.api.url()];
+        Agent::start_unready(&self.eks, &flags)
     }
 
     fn issuer_comes_back(&self) {

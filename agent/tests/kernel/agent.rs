@@ -1,6 +1,5 @@
 //! The agent's binary on a simulated node, a simulated EKS on that node's loopback, and pods that ask with their tokens.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{ChildStderr, Command, Stdio};
@@ -189,9 +188,7 @@ impl<'a> Agent<'a> {
         let home = tempdir().expect("a folder");
         let mut command = cluster.command(&home, args);
         if let Some(api) = api {
-            let kubeconfig = home.path().join("kubeconfig");
-            fs::write(&kubeconfig, api.kubeconfig()).expect("a file");
-            command.env("KUBECONFIG", kubeconfig);
+            command.args(["--api-server", &api.url()]);
         }
         let process = cluster.node.agent().spawn_after(prepare, &mut command);
         let mut process = process.expect("the agent's binary starts");

@@ -1,0 +1,50 @@
+//! The way to the cluster's API server, for what a flag needs of it.
+
+use hyper::Uri;
+use hyper::http::uri::InvalidUri;
+use kube::config::InClusterError;
+use kube::{Client, Config};
+
+/// As Kubernetes tells pods, or by `--api-server`. A kubeconfig is not read: the code that does is half a megabyte.
+#[derive(Clone, Debug, Default)]
+pub struct ApiServer {
+    url: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiServerError {
+    #[error("this process has no service account's token for the API server, as a pod has")]
+    NotInAPod(#[from] InClusterError),
+    #[error("--api-server {url}")]
+    Url { url: String, source: InvalidUri },
+    #[error(transparent)]
+    Client(#[from] kube::Error),
+}
+
+impl ApiServer {
+    pub fn new(url: Option<String>) -> ApiServer {
+        ApiServer { url }
+    }
+
+    /// Whoever uses it paces its attempts; with retries of the client's own it would hear of a failure after minutes.
+    pub(crate) fn client(&self) -> Result<Client, ApiServerError> {
+        let url = match &self.url {
+            Some(url) => {
+                Some(url.parse::<Uri>().map_err(|source| ApiServerError::Url { url: url.clone(), source })?)
+            }
+            None => None,
+        };
+        // The token and the authority are those of the pod, wherever the API server is.
+        let mut config = match (Config::incluster(), url) {
+            (Ok(config), None) => config,
+            (Ok(mut config), Some(url)) => {
+                config.cluster_url = url;
+                config
+            }
+            (Err(_), Some(url)) => Config::new(url),
+            (Err(error), None) => return Err(error.into()),
+        };
+        config.default_retry = false;
+        Ok(Client::try_from(config)?)
+    }
+}
