@@ -19,7 +19,7 @@ pub(super) const ISSUER: &str = "https://kubernetes.default.svc";
 /// The Service `kubernetes`: the first address of [`SERVICES`].
 pub(super) const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const SERVICES: &str = "10.96.0.0/16";
-const NODE: &str = "node1";
+pub(super) const NODE: &str = "node1";
 /// Made by the API server itself, with its authority in the same file.
 const CERTIFICATES: &str = "/run/certificates";
 const START: Duration = Duration::from_secs(90);

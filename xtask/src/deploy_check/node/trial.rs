@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, NODE};
 use super::inside::CGROUPS;
 use super::{BUSYBOX, Finding, Plan};
 use crate::clock::until;
@@ -21,6 +21,7 @@ const NAMESPACE: &str = "web";
 const ACCOUNT: &str = "app";
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGENT: &str = "app.kubernetes.io/instance=podcred,app.kubernetes.io/component=agent";
+const TAINT: &str = "podcred/agent-not-ready";
 const TOKEN_FOLDER: &str = "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount";
 const TOKEN: &str = "eks-pod-identity-token";
 
@@ -38,7 +39,10 @@ pub(super) async fn run(plan: &Plan, cluster: &Cluster, eks: &Eks) {
         told("helm installs the chart, and its agent is ready", trial.install().await)?;
         told("podcred doctor finds nothing amiss", trial.doctor().await)?;
         told("the agent may do what the chart lists, and no more", trial.confined().await)?;
-        told("pods start that look as EKS's webhook makes them", trial.pods().await)?;
+        told(
+            "pods start that look as EKS's webhook makes them, once the startup taint is off",
+            trial.pods().await,
+        )?;
         told("a pod has the credentials of its role", trial.serves().await)?;
         told("a pod with another's token is refused", trial.refuses().await)?;
         told("removed as the chart's README says, nothing is left", trial.remove().await)
@@ -66,6 +70,8 @@ impl Trial<'_> {
     async fn install(&self) -> Result<()> {
         let values = self.plan.scratch.join("values.json");
         std::fs::write(&values, self.values().to_string())?;
+        // Without a toleration no pod comes to this node until its agent has taken the taint off.
+        self.kubectl(&["taint", "node", NODE, &format!("{TAINT}=:NoSchedule")]).await?;
         self.helm("install", &["podcred", "CHART", "--values", &values.display().to_string()]).await?;
         self.rolled_out("daemonset/podcred", SYSTEM).await
     }
@@ -81,6 +87,7 @@ impl Trial<'_> {
                 "verify": "enforce",
                 "endpoint": self.eks.url(),
                 "kubepodsCgroup": self.kubepods(),
+                "startupTaint": TAINT,
                 "jwksUrl": "https://kubernetes.default.svc/openid/v1/jwks",
             },
             "env": env,
