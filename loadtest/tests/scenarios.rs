@@ -3,7 +3,7 @@
 //! The podcred binary is named by PODCRED_BINARY; without it these tests are left out, which in CI is a failure. As root each
 //! pod is a pod to the kernel; without, all is on loopback, and what needs the kernel is left out.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -284,11 +284,25 @@ fn what_did_not_hold_sets_the_exit_status_and_is_written_down() {
 #[test]
 fn a_report_that_cannot_be_written_is_an_error_after_the_figures() {
     let Some(scenario) = Scenario::new("rollout") else { return };
+    let mut command = scenario.command(&["--loopback", "--pods", "3"]);
+    let mut harness = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(harness.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap();
+    // It has begun, and a former report's files are out of the way. As a disk that fills up meanwhile.
     std::fs::create_dir(scenario.folder.path().join("report.md")).unwrap();
+    let [mut said, mut problem] = [String::new(), String::new()];
+    stdout.read_to_string(&mut said).unwrap();
+    harness.stderr.take().unwrap().read_to_string(&mut problem).unwrap();
+    assert_eq!(harness.wait().unwrap().code(), Some(2), "{problem}");
+    assert!(said.contains("3 served"), "{said}");
+    assert!(problem.contains("cannot write"), "{problem}");
+
     let output = scenario.output(&["--loopback", "--pods", "3"]);
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("3 served"), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"), "{output:?}");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(2) && problem.contains("cannot remove"),
+        "before it begins: {problem}"
+    );
 }
 
 #[test]
