@@ -1,9 +1,17 @@
 //! The way to the cluster's API server, for what a flag needs of it.
 
+use std::time::Duration;
+
 use hyper::Uri;
 use hyper::http::uri::InvalidUri;
 use kube::config::InClusterError;
 use kube::{Client, Config};
+
+use crate::causes::chain;
+
+/// A watch that nothing changes in ends by itself before this; what is silent for longer is a connection that was lost.
+const SILENCE: Duration = Duration::from_secs(330);
+const LONGEST: usize = 300;
 
 /// As Kubernetes tells pods, or by `--api-server`. A kubeconfig is not read: the code that does is half a megabyte.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +25,23 @@ pub enum ApiServerError {
     NotInAPod(#[from] InClusterError),
     #[error("--api-server {url}")]
     Url { url: String, source: InvalidUri },
+    #[error("the API server has not answered")]
+    NoAnswer,
     #[error(transparent)]
     Client(#[from] kube::Error),
+}
+
+impl ApiServerError {
+    /// For a log. What the API server, or a proxy before it, says at length may repeat the token that it was sent.
+    pub(crate) fn told(&self) -> String {
+        match self {
+            ApiServerError::Client(kube::Error::Api(status)) => format!("{} {}", status.code, status.reason),
+            ApiServerError::NotInAPod(_)
+            | ApiServerError::Url { .. }
+            | ApiServerError::NoAnswer
+            | ApiServerError::Client(_) => chain(self).chars().take(LONGEST).collect(),
+        }
+    }
 }
 
 impl ApiServer {
@@ -45,6 +68,7 @@ impl ApiServer {
             (Err(error), None) => return Err(error.into()),
         };
         config.default_retry = false;
+        config.read_timeout = Some(SILENCE);
         Ok(Client::try_from(config)?)
     }
 }

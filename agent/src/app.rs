@@ -218,9 +218,9 @@ fn open_for_pods(
         }
     }
     if opened.is_empty() {
-        let problems = ports.problems().join("; ");
         return Err(format!(
-            "no address can be served: {problems}. Run `podcred initialize` on this node first"
+            "no address can be served: {}. Run `podcred initialize` on this node first",
+            ports.problems()
         ));
     }
     Ok(opened)
@@ -258,8 +258,8 @@ fn readiness(
     listed: Option<bool>,
 ) -> Readiness {
     let mut readiness = Readiness::default();
-    readiness = match ports.problems().join("; ") {
-        problems if !ports.serves_pods() => readiness.failing("listeners", problems),
+    readiness = match ports.problems() {
+        problems if ports.leave_pods_alone() => readiness.failing("listeners", problems),
         problems if problems.is_empty() => readiness.ok("listeners"),
         problems => readiness.degraded("listeners", problems),
     };

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +18,8 @@ use crate::server;
 /// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. An attempt to
 /// bind costs some microseconds.
 const TRY_AGAIN: Duration = Duration::from_millis(5);
+/// Nobody's credentials wait for probes and scrapes.
+const TRY_OWN_AGAIN: Duration = Duration::from_millis(500);
 /// A port that is not given up is said again, for those who did not read the first line.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
@@ -36,8 +37,14 @@ pub enum Use {
 /// What there is to say of the ports, to whoever asks whether the agent is ready.
 #[derive(Debug, Default)]
 pub struct Ports {
-    serves_pods: AtomicBool,
-    problems: Mutex<BTreeMap<SocketAddr, String>>,
+    problems: Mutex<BTreeMap<SocketAddr, Problem>>,
+}
+
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    /// Pods that ask here ask somebody else.
+    leaves_pods_alone: bool,
 }
 
 /// One port: held, or waited for.
@@ -46,6 +53,8 @@ pub struct Port {
     purpose: Use,
     address: SocketAddr,
     listener: Option<TcpListener>,
+    /// Somebody had it when it was wanted.
+    waits: bool,
     ports: Arc<Ports>,
     clock: Clock,
     tell_at: Instant,
@@ -62,18 +71,18 @@ impl Use {
 }
 
 impl Ports {
-    /// On one address at least.
-    pub fn serves_pods(&self) -> bool {
-        self.serves_pods.load(Ordering::Relaxed)
+    /// Whether another process has a port that pods ask.
+    pub fn leave_pods_alone(&self) -> bool {
+        lock(&self.problems).values().any(|problem| problem.leaves_pods_alone)
     }
 
-    pub fn problems(&self) -> Vec<String> {
-        lock(&self.problems).values().cloned().collect()
+    pub fn problems(&self) -> String {
+        lock(&self.problems).values().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; ")
     }
 
-    /// There is no such address, or not yet.
-    pub fn skip(&self, address: SocketAddr, problem: String) {
-        lock(&self.problems).insert(address, problem);
+    /// This node has no such address, so nobody asks there.
+    pub fn skip(&self, address: SocketAddr, text: String) {
+        lock(&self.problems).insert(address, Problem { text, leaves_pods_alone: false });
     }
 
     /// Takes the port, or begins to wait for it. An error is what waiting does not mend.
@@ -88,6 +97,7 @@ impl Ports {
             purpose,
             address,
             listener: None,
+            waits: false,
             ports: Arc::clone(self),
             clock: clock.clone(),
             tell_at: clock.now().mono,
@@ -113,7 +123,8 @@ impl Port {
             self.take_or_tell(prepare)?;
             match self.listener {
                 Some(listener) => return Ok(listener),
-                None => sleep(TRY_AGAIN).await,
+                None if self.purpose == Use::Pods => sleep(TRY_AGAIN).await,
+                None => sleep(TRY_OWN_AGAIN).await,
             }
         }
     }
@@ -126,19 +137,37 @@ impl Port {
         match server::listen(self.address, prepare) {
             Ok(listener) => {
                 lock(&self.ports.problems).remove(&self.address);
-                if self.purpose == Use::Pods {
-                    self.ports.serves_pods.store(true, Ordering::Relaxed);
-                }
                 self.listener = Some(listener);
+                if self.waits {
+                    tracing::info!(
+                        event = "port_free",
+                        flag = self.purpose.flag(),
+                        address = %self.address,
+                        "podcred listens here now"
+                    );
+                }
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                let problem = format!("{} is held by another process; waiting for it", self.address);
-                self.ports.skip(self.address, problem);
+                self.wait(format!("{} is held by another process; waiting for it", self.address));
+                Ok(())
+            }
+            // Who had it took its link away as well; `podcred initialize` makes that again.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && self.waits => {
+                self.wait(format!(
+                    "{} was held by another process, and is no address here now",
+                    self.address
+                ));
                 Ok(())
             }
             Err(error) => Err(format!("{}: {} cannot be bound: {error}", self.purpose.flag(), self.address)),
         }
+    }
+
+    fn wait(&mut self, text: String) {
+        self.waits = true;
+        let leaves_pods_alone = self.purpose == Use::Pods;
+        lock(&self.ports.problems).insert(self.address, Problem { text, leaves_pods_alone });
     }
 
     /// What is told is that all else is ready: from here on the port is looked at every 5 ms.

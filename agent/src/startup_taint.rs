@@ -11,11 +11,10 @@ use kube::api::{GetParams, Patch, PatchParams};
 use kube::core::{ApiResource, NotUsed, Object};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::api_server::{ApiServer, ApiServerError};
-use crate::causes::chain;
 use crate::clock::Clock;
 
 /// Readiness has no event; a node that is new waits for much longer things.
@@ -25,14 +24,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const NEW_FOR: Duration = Duration::from_secs(10 * 60);
 const WHILE_NEW: Duration = Duration::from_secs(5);
 const LATER: Duration = Duration::from_secs(60);
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+const MOST_OUTRUNS: u32 = 10;
 
 type Node = Object<NodeSpec, NotUsed>;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct NodeSpec {
     /// Written back as they were read, also in fields that are not known here.
-    #[serde(default)]
-    taints: Vec<Value>,
+    taints: Option<Vec<Value>>,
 }
 
 /// Takes taints with this key off the node whenever they are seen there, from when `is_ready`.
@@ -50,34 +50,48 @@ pub async fn remove(
         }
         let new_until = clock.now().mono + NEW_FOR;
         let mut told = false;
+        let mut outruns = 0;
         loop {
-            match attempt(key, node, api_server).await {
-                Ok(Attempt::Removed) => tracing::info!(
-                    event = "startup_taint_removed",
-                    taint = key,
-                    node,
-                    "pods without a toleration can come to this node now"
-                ),
-                Ok(Attempt::NotThere) => told = false,
+            let attempted = timeout(ANSWERED_WITHIN, attempt(key, node, api_server)).await;
+            match attempted.unwrap_or(Err(ApiServerError::NoAnswer)) {
                 // Somebody else changed the node meanwhile, as the kubelet of a new one often does.
-                Ok(Attempt::Outrun) => {
+                Ok(Attempt::Outrun) if outruns < MOST_OUTRUNS => {
+                    outruns += 1;
                     sleep(LOOK_AGAIN).await;
                     continue;
                 }
-                Err(error) if !std::mem::replace(&mut told, true) => tracing::error!(
-                    event = "startup_taint_kept",
-                    taint = key,
-                    node,
-                    error = chain(&error),
-                    "whether this node has the startup taint cannot be seen, or it cannot be taken off, and keeps pods away: \
-                     the agent's service account needs `get` and `patch` on nodes, or the API server's address is wrong"
-                ),
-                Err(_) => {}
+                Ok(Attempt::Removed) => {
+                    told = false;
+                    tracing::info!(
+                        event = "startup_taint_removed",
+                        taint = key,
+                        node,
+                        "pods without a toleration can come to this node now"
+                    );
+                }
+                Ok(Attempt::NotThere) => told = false,
+                Ok(Attempt::Outrun) => tell(&mut told, key, node, "each change comes after somebody else's"),
+                Err(error) => tell(&mut told, key, node, &error.told()),
             }
+            outruns = 0;
             sleep(if clock.now().mono < new_until { WHILE_NEW } else { LATER }).await;
         }
     };
     cancel.run_until_cancelled(work).await;
+}
+
+/// Once, until it is mended.
+fn tell(told: &mut bool, key: &str, node: &str, error: &str) {
+    if !std::mem::replace(told, true) {
+        tracing::error!(
+            event = "startup_taint_kept",
+            taint = key,
+            node,
+            error,
+            "whether this node has the startup taint cannot be seen, or it cannot be taken off, and keeps pods away: the agent's \
+             service account needs `get` and `patch` on nodes, and the API server has to be in reach"
+        );
+    }
 }
 
 enum Attempt {
@@ -90,8 +104,9 @@ async fn attempt(key: &str, name: &str, api_server: &ApiServer) -> Result<Attemp
     let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Node>(&());
     let nodes: Api<Node> = Api::all_with(api_server.client()?, &kind);
     let Node { metadata, spec, .. } = nodes.get_with(name, &GetParams::any()).await?;
-    let kept: Vec<&Value> = spec.taints.iter().filter(|taint| taint["key"] != key).collect();
-    if kept.len() == spec.taints.len() {
+    let taints = spec.taints.unwrap_or_default();
+    let kept: Vec<&Value> = taints.iter().filter(|taint| taint["key"] != key).collect();
+    if kept.len() == taints.len() {
         return Ok(Attempt::NotThere);
     }
     // A list is replaced as a whole; with its version the API server refuses to if another's change came between.

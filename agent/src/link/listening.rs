@@ -44,7 +44,7 @@ fn parse(hex: &str) -> Option<IpAddr> {
         let digits = hex.get(word * 8..word * 8 + 8)?;
         octets.copy_from_slice(&u32::from_str_radix(digits, 16).ok()?.to_ne_bytes());
     }
-    Some(IpAddr::V6(Ipv6Addr::from(octets)))
+    Some(Ipv6Addr::from(octets).to_canonical())
 }
 
 #[cfg(test)]
@@ -56,5 +56,14 @@ mod tests {
         let table = "  sl  local_address rem_address   st\n\n   0: 0:0050\n   1: XX:0050 0:0 0A\n   2: 00000000:0050 \
                      00000000:0000 06\n   3: 00000000:0051 00000000:0000 0A\n";
         assert_eq!(addresses_in(table), Vec::<IpAddr>::new());
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn listeners_are_read_in_both_families_also_as_ipv6_writes_ipv4() {
+        let table = "   0: 17AAFEA9:0050 00000000:0000 0A\n   1: C20E00FD000000000000000023000000:0050 0:0 0A\n   \
+                     2: 0000000000000000FFFF000017AAFEA9:0050 0:0 0A\n";
+        let addresses = ["169.254.170.23", "fd00:ec2::23", "169.254.170.23"];
+        assert_eq!(addresses_in(table), addresses.map(|address| address.parse::<IpAddr>().unwrap()));
     }
 }

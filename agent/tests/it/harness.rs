@@ -87,10 +87,19 @@ impl Agent {
 
     /// An agent that may have to wait for its ports: the pods', the probes' and that of the metrics.
     pub(crate) fn begin_at(eks: &SimulatedEks, ports: [SocketAddr; 3]) -> Agent {
+        Agent::begin_with_ports(eks, ports, &[])
+    }
+
+    /// Also on IPv6, at the same port.
+    pub(crate) fn begin_at_both(eks: &SimulatedEks, ports: [SocketAddr; 3]) -> Agent {
+        Agent::begin_with_ports(eks, ports, &["--bind-hosts", "::1"])
+    }
+
+    fn begin_with_ports(eks: &SimulatedEks, ports: [SocketAddr; 3], more: &[&str]) -> Agent {
         let [pods, probes, metrics] = ports.map(|address| address.port().to_string());
         let flags =
             ["--issuer", eks.issuer(), "--port", &pods, "--probe-port", &probes, "--metrics-port", &metrics];
-        Agent::begin(eks, &flags, &[])
+        Agent::begin(eks, &[&flags[..], more].concat(), &[])
     }
 
     /// What an agent says of its readiness that does not serve yet.

@@ -79,6 +79,25 @@ async fn ports_that_another_agent_holds_are_taken_when_they_are_free() {
     crate::harness::until(async || agent.probe("/readyz").await.1.contains("listeners: ok")).await;
     assert_eq!(agent.metric("podcred_listener_bound{address=\"127.0.0.1\"}").await, 1.0);
     assert_eq!(agent.logs().matches("port_taken").count(), 3, "it says so once of each");
+    assert_eq!(agent.logs().matches("port_free").count(), 3);
+}
+
+/// Pods that ask on the other address are not the agent's, who must not be taken for ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_not_ready_while_another_process_has_one_of_the_pods_addresses() {
+    let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
+    let other = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = other.local_addr().expect("bound");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let mut agent = Agent::begin_at_both(&eks, [address, any, any]);
+    agent.until_serving();
+    assert!(agent.credentials.is_ipv6(), "{}", agent.credentials);
+    agent.event("jwks_fetched");
+    let (status, text) = agent.probe("/readyz").await;
+    assert!(status == 503 && text.contains(&format!("{address} is held")), "{text}");
+    drop(other);
+    agent.event("port_free");
+    agent.until_ready().await;
 }
 
 #[tokio::test]

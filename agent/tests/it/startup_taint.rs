@@ -76,11 +76,26 @@ async fn without_leave_to_change_nodes_the_agent_says_so_once_and_goes_on_trying
     let agent = cluster.agent();
     cluster.issuer_comes_back();
     let told = agent.event("startup_taint_kept");
-    assert!(told["error"].as_str().unwrap().contains("forbidden"), "{told}");
+    assert_eq!(told["error"], "403 Forbidden");
     assert!(told["message"].as_str().unwrap().contains("`patch` on nodes"), "{told}");
     until(async || cluster.api.requests() >= 2).await;
     cluster.api.set_access(Access::Granted);
     agent.event("startup_taint_removed");
     assert_eq!(cluster.api.taints(NODE), json!([]));
     assert_eq!(agent.logs().matches("startup_taint_kept").count(), 1);
+}
+
+/// It accepts, and says nothing: as a connection that was lost on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_does_not_answer_is_told_and_asked_again() {
+    let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let url = format!("http://{}", silent.local_addr().expect("bound"));
+    let flags = ["--node-name", NODE, "--startup-taint", KEY, "--api-server", &url];
+    let agent = Agent::start_unready(&eks, &flags);
+    let told = agent.event("startup_taint_kept");
+    assert_eq!(told["error"], "the API server has not answered");
+    let first = silent.accept().expect("the attempt that was told");
+    let second = silent.accept().expect("the next one");
+    assert_ne!(first.1, second.1);
 }

@@ -223,13 +223,25 @@ fn cleared_pins_end_the_programs_and_what_others_pinned_beside_them_stays() {
     let reaches_imds = || node.inside(CONTAINER, || TcpStream::connect(address).is_ok());
     drop(probe);
     assert!(!reaches_imds(), "what is pinned outlives its agent");
-    fs::create_dir(bpffs.pins().join("somebody")).unwrap();
+    // A name alone makes it none of ours.
+    let others = ["somebody", "0123456789abcdef"].map(|name| bpffs.pins().join(name));
+    for folder in &others {
+        fs::create_dir_all(folder.join("theirs")).unwrap();
+    }
+    let starting = fs::File::open(bpffs.pins().join("lock")).unwrap();
+    rustix::fs::flock(&starting, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(matches!(pins::clear(&bpffs.pins()), Err(ProbeError::PinsLocked { .. })), "an agent is starting");
+    drop(starting);
     assert!(pins::clear(&bpffs.pins()).unwrap());
     until(reaches_imds);
-    assert_eq!(list(&bpffs.pins()), [bpffs.pins().join("somebody")]);
+    let mut left = list(&bpffs.pins());
+    left.sort();
+    assert_eq!(left, [others[1].clone(), others[0].clone()]);
     assert!(!pins::clear(&bpffs.pins()).unwrap(), "nothing of ours is left");
 
-    fs::remove_dir(bpffs.pins().join("somebody")).unwrap();
+    for folder in others {
+        fs::remove_dir_all(folder).unwrap();
+    }
     drop(node.load_with(&pinned(&node, &bpffs)));
     assert!(pins::clear(&bpffs.pins()).unwrap() && !bpffs.pins().exists());
     assert!(!pins::clear(&bpffs.pins()).unwrap());

@@ -66,16 +66,25 @@ pub fn clear(root: &Path) -> Result<bool, ProbeError> {
         return Ok(false);
     }
     check_bpffs(root)?;
+    let lock = root.join(LOCK);
+    match File::open(&lock) {
+        // An agent that is just starting must not lose its pins under its feet.
+        Ok(held) if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() => {
+            return Err(ProbeError::PinsLocked { path: root.to_owned() });
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
     let mut cleared = false;
     for entry in fs::read_dir(root).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name();
-        let is_version = name.len() == NAME && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
-        if is_version || name == LOCK {
-            fs::remove_dir_all(entry.path()).map_err(failed)?;
+        let path = entry.map_err(failed)?.path();
+        if is_a_version(&path) {
+            fs::remove_dir_all(path).map_err(failed)?;
             cleared = true;
         }
     }
+    let _ = fs::remove_dir(lock);
     // Fails where others have something there, or where it is the bpffs itself.
     let _ = fs::remove_dir(root);
     Ok(cleared)

@@ -152,7 +152,7 @@ dnsPolicy: {{ .Values.dnsPolicy }}
 # A Service called podcred-metrics would otherwise set PODCRED_METRICS_PORT.
 enableServiceLinks: false
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
