@@ -92,7 +92,7 @@ async fn an_agent_is_not_ready_while_another_process_has_one_of_the_pods_address
     let mut agent = Agent::begin_at_both(&eks, [address, any, any]);
     agent.until_serving();
     assert!(agent.credentials.is_ipv6(), "{}", agent.credentials);
-    agent.event("jwks_fetched");
+    crate::harness::until(async || agent.probe("/readyz").await.1.contains("keys: ok")).await;
     let (status, text) = agent.probe("/readyz").await;
     assert!(status == 503 && text.contains(&format!("{address} is held")), "{text}");
     drop(other);
