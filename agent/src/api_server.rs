@@ -14,7 +14,7 @@ const SILENCE: Duration = Duration::from_secs(330);
 const LONGEST: usize = 300;
 
 /// As Kubernetes tells pods, or by `--api-server`. A kubeconfig is not read: the code that does is half a megabyte.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ApiServer {
     url: Option<String>,
 }

@@ -1,11 +1,9 @@
 //! The wiring of `podcred server`: what is made, in which order, and who is given what.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use prometheus::Registry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::{ServerConfig, Switch, Verify};
 use crate::credentials::{Credentials, Settings};
 use crate::eks_auth::{ClientConfig, EksAuthClient};
-use crate::listeners::{Port, Ports, Prepare, Use, first_held};
+use crate::listeners::{Port, Ports, Use, first_held};
 use crate::metrics::{Kernel, Metrics, PodSample, Snapshot};
 use crate::node_pods::{Delegates, NodePods};
 use crate::pods::Pods;
@@ -33,8 +31,6 @@ use crate::{server, startup_taint, upkeep};
 const METRICS_CONNECTIONS: usize = 32;
 /// Verified tokens kept: about forty for each pod that fits on a node.
 const VERIFIED_TOKENS: usize = 10_000;
-/// Who connects to the agent's own ports is nobody's matter.
-const UNPREPARED: Prepare<'static> = &|_, _| Ok(());
 
 /// Serves until `cancel`led. An error is something that must be mended before the agent can run at all.
 pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), String> {
@@ -57,9 +53,9 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     let ports = Arc::new(Ports::default());
     let mut pods_ports = open_for_pods(&config, &ports, &attribution, &metrics, &clock)?;
     let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes = ports.open(Use::Probes, probes, &clock, UNPREPARED)?;
+    let probes = ports.open(Use::Probes, probes, &clock, &attribution)?;
     let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes = ports.open(Use::Metrics, scrapes, &clock, UNPREPARED)?;
+    let scrapes = ports.open(Use::Metrics, scrapes, &clock, &attribution)?;
     let own_addresses = [probes.address(), scrapes.address()].map(|address| address.to_string());
     let control = ControlListener::bind(&config.control_socket).await;
 
@@ -134,6 +130,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         background.spawn(async move { credentials.run(cancel).await });
     }
     {
+        let attributed = Arc::clone(&service);
         let (keys, ports, service) = (Arc::clone(&keys), Arc::clone(&ports), Arc::clone(&service));
         let control = control.as_ref().err().map(ToString::to_string);
         let listed_pods = watched_node.map(|_| Arc::clone(&node_pods));
@@ -148,14 +145,21 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
                     .await;
             });
         }
-        let serve = |listener, cancel| serve_probes(listener, move || readiness(), cancel);
-        background.spawn(once_held(probes, serve, cancel.clone()));
+        let cancel = cancel.clone();
+        background.spawn(async move {
+            if let Some(listener) = probes.held(&attributed.attribution, &cancel).await {
+                serve_probes(listener, move || readiness(), cancel).await;
+            }
+        });
     }
     {
-        let service = Arc::clone(&service);
-        let gather = move || scrape(&service, &keys);
-        let serve = |listener, cancel| serve_metrics(listener, gather, METRICS_CONNECTIONS, cancel);
-        background.spawn(once_held(scrapes, serve, cancel.clone()));
+        let (service, cancel) = (Arc::clone(&service), cancel.clone());
+        background.spawn(async move {
+            if let Some(listener) = scrapes.held(&service.attribution, &cancel).await {
+                let gather = move || scrape(&service, &keys);
+                serve_metrics(listener, gather, METRICS_CONNECTIONS, cancel).await;
+            }
+        });
     }
     match control {
         Ok(control) => {
@@ -169,10 +173,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
             tracing::warn!(event = "control_socket_missing", %problem, "podcred flush will not reach this agent");
         }
     }
-    let first = {
-        let prepare = |socket: BorrowedFd<'_>, address| service.attribution.prepare(socket, address);
-        cancel.run_until_cancelled(first_held(&mut pods_ports, &prepare)).await
-    };
+    let first = cancel.run_until_cancelled(first_held(&mut pods_ports, &service.attribution)).await;
     if first.transpose()?.is_some() {
         tracing::info!(
             event = "serving",
@@ -199,11 +200,10 @@ fn open_for_pods(
     metrics: &Metrics,
     clock: &Clock,
 ) -> Result<Vec<Port>, String> {
-    let prepare = |socket: BorrowedFd<'_>, address| attribution.prepare(socket, address);
     let mut opened = Vec::new();
     for host in &config.bind_hosts {
         let address = SocketAddr::new(*host, config.port);
-        let port = ports.open(Use::Pods, address, clock, &prepare);
+        let port = ports.open(Use::Pods, address, clock, attribution);
         metrics.listener(*host, port.as_ref().is_ok_and(Port::is_held));
         match port {
             Ok(port) => opened.push(port),
@@ -224,21 +224,6 @@ fn open_for_pods(
         ));
     }
     Ok(opened)
-}
-
-/// Serves on a port of the agent's own; pods do not wait for it.
-async fn once_held<F: Future<Output = ()>>(
-    port: Port,
-    serve: impl FnOnce(TcpListener, CancellationToken) -> F,
-    cancel: CancellationToken,
-) {
-    match cancel.run_until_cancelled(port.held(UNPREPARED)).await {
-        Some(Ok(listener)) => serve(listener, cancel).await,
-        Some(Err(problem)) => {
-            tracing::error!(event = "listener_skipped", %problem, "a port of the agent's own is not served");
-        }
-        None => {}
-    }
 }
 
 fn attribution_settings(config: &ServerConfig) -> attribute::Settings {

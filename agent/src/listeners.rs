@@ -2,7 +2,7 @@
 //! go. So a node changes from one agent to another, and from one version of podcred to the next, without being left alone.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
+use crate::attribute::Attribution;
 use crate::clock::Clock;
 use crate::locks::lock;
 use crate::server;
@@ -22,9 +24,6 @@ const TRY_AGAIN: Duration = Duration::from_millis(5);
 const TRY_OWN_AGAIN: Duration = Duration::from_millis(500);
 /// A port that is not given up is said again, for those who did not read the first line.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
-
-/// What a socket is given before any connection can come in on it.
-pub type Prepare<'a> = &'a (dyn Fn(BorrowedFd<'_>, SocketAddr) -> io::Result<()> + Sync);
 
 /// What a port is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +90,7 @@ impl Ports {
         purpose: Use,
         address: SocketAddr,
         clock: &Clock,
-        prepare: Prepare<'_>,
+        attribution: &Attribution,
     ) -> Result<Port, String> {
         let mut port = Port {
             purpose,
@@ -102,7 +101,7 @@ impl Ports {
             clock: clock.clone(),
             tell_at: clock.now().mono,
         };
-        port.take(prepare)?;
+        port.take(attribution)?;
         Ok(port)
     }
 }
@@ -117,10 +116,20 @@ impl Port {
         self.listener.as_ref().and_then(|held| held.local_addr().ok()).unwrap_or(self.address)
     }
 
-    /// Comes back when the port is held.
-    pub async fn held(mut self, prepare: Prepare<'_>) -> Result<TcpListener, String> {
+    /// Comes back when the port is held; None if it is not before `cancel`, or cannot be.
+    pub async fn held(self, attribution: &Attribution, cancel: &CancellationToken) -> Option<TcpListener> {
+        match cancel.run_until_cancelled(self.waited_for(attribution)).await? {
+            Ok(listener) => Some(listener),
+            Err(problem) => {
+                tracing::error!(event = "listener_skipped", %problem, "an address is not served");
+                None
+            }
+        }
+    }
+
+    async fn waited_for(mut self, attribution: &Attribution) -> Result<TcpListener, String> {
         loop {
-            self.take_or_tell(prepare)?;
+            self.take_or_tell(attribution)?;
             match self.listener {
                 Some(listener) => return Ok(listener),
                 None if self.purpose == Use::Pods => sleep(TRY_AGAIN).await,
@@ -130,10 +139,15 @@ impl Port {
     }
 
     /// Where another process has it, nothing happens.
-    fn take(&mut self, prepare: Prepare<'_>) -> Result<(), String> {
+    fn take(&mut self, attribution: &Attribution) -> Result<(), String> {
         if self.is_held() {
             return Ok(());
         }
+        let prepare = |socket: BorrowedFd<'_>, address| match self.purpose {
+            Use::Pods => attribution.prepare(socket, address),
+            // Who connects to the agent's own ports is nobody's matter.
+            Use::Probes | Use::Metrics => Ok(()),
+        };
         match server::listen(self.address, prepare) {
             Ok(listener) => {
                 lock(&self.ports.problems).remove(&self.address);
@@ -171,8 +185,8 @@ impl Port {
     }
 
     /// What is told is that all else is ready: from here on the port is looked at every 5 ms.
-    fn take_or_tell(&mut self, prepare: Prepare<'_>) -> Result<(), String> {
-        self.take(prepare)?;
+    fn take_or_tell(&mut self, attribution: &Attribution) -> Result<(), String> {
+        self.take(attribution)?;
         if !self.is_held() {
             self.tell();
         }
@@ -196,10 +210,10 @@ impl Port {
 }
 
 /// Comes back when one of these is held.
-pub async fn first_held(ports: &mut [Port], prepare: Prepare<'_>) -> Result<(), String> {
+pub async fn first_held(ports: &mut [Port], attribution: &Attribution) -> Result<(), String> {
     loop {
         for port in &mut *ports {
-            port.take_or_tell(prepare)?;
+            port.take_or_tell(attribution)?;
         }
         if ports.iter().any(Port::is_held) {
             return Ok(());

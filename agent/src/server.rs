@@ -80,16 +80,9 @@ pub async fn serve(
         let (tracker, cancel) = (tracker.clone(), cancel.clone());
         accepting.spawn(async move {
             let host = port.address().ip();
-            let prepare = |socket: BorrowedFd<'_>, address| service.attribution.prepare(socket, address);
-            match cancel.run_until_cancelled(port.held(&prepare)).await {
-                Some(Ok(listener)) => {
-                    service.metrics.listener(host, true);
-                    accept(listener, service, connections, tracker, cancel).await;
-                }
-                Some(Err(problem)) => {
-                    tracing::warn!(event = "listener_skipped", %problem, "an address is not served");
-                }
-                None => {}
+            if let Some(listener) = port.held(&service.attribution, &cancel).await {
+                service.metrics.listener(host, true);
+                accept(listener, service, connections, tracker, cancel).await;
             }
         });
     }
