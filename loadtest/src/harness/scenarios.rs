@@ -37,6 +37,14 @@ impl Ask {
         Visit::new(pod, role_of(pod, self.size.roles), self.clients.of(pod), start, end, pace)
     }
 
+    /// Each pod once, in the group of its SDK.
+    fn by_client(&mut self, within: Duration, end: Duration, pace: Pace) -> Vec<Visit> {
+        let starts = (0..).zip(self.starts(within));
+        starts
+            .map(|(pod, start)| self.visit(pod, start, end, pace).in_group(self.client_group(pod)))
+            .collect()
+    }
+
     /// When each pod starts: within this, but never after all is over.
     fn starts(&mut self, within: Duration) -> Vec<Duration> {
         spread(self.size.pods, within.min(self.size.duration), &mut self.chance)

@@ -1,20 +1,16 @@
 //! A node changes from an agent with the official one's contract to podcred and back, as docs/migrate.md has it.
 
-use super::{Ask, Parts, s};
-use crate::harness::plan::{Pace, Plan, Size, Step};
+use super::{Ask, Parts, restart, s};
+use crate::harness::plan::{Pace, Plan, Step};
 
 pub(super) const PARTS: Parts = Parts {
     question: "podcred takes another agent's place and gives it back, under load: what do pods see of it, with their SDKs' retries?",
     needs_cgroups: None,
     least: |_| s(6),
-    size,
+    // To be compared with an agent that is stopped first.
+    size: restart::size,
     plan,
 };
-
-fn size(short: bool) -> Size {
-    let (pods, duration, every) = if short { (200, 9, 2) } else { (1_000, 60, 5) };
-    Size { pods, roles: 5, within: s(every), duration: s(duration), every: s(every) }
-}
 
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
@@ -22,10 +18,7 @@ fn plan(ask: &mut Ask) -> Plan {
     plan.begins_with_stand_in = true;
     plan.steps.push((size.duration / 3, Step::ChangeToPodcred));
     plan.steps.push((size.duration * 2 / 3, Step::ChangeBack));
-    for (pod, start) in (0..).zip(ask.starts(size.every)) {
-        let pace = Pace::Every(size.every);
-        plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
-    }
+    plan.visits = ask.by_client(size.every, size.duration, Pace::Every(size.every));
     plan.notes.push(
         "The other agent is a stand-in with the official one's contract: it calls EKS Auth for each token, ends where a port is taken, \
          and closes its ports at once on SIGTERM. podcred is started beside it and has the ports some milliseconds after it. On the way \

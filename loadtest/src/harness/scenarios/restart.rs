@@ -11,7 +11,7 @@ pub(super) const PARTS: Parts = Parts {
     plan,
 };
 
-fn size(short: bool) -> Size {
+pub(super) fn size(short: bool) -> Size {
     let (pods, duration, every) = if short { (200, 9, 2) } else { (1_000, 60, 5) };
     Size { pods, roles: 5, within: s(every), duration: s(duration), every: s(every) }
 }
@@ -25,10 +25,7 @@ fn plan(ask: &mut Ask) -> Plan {
         plan.steps.push((at, Step::StopAgent));
         plan.steps.push((at, Step::StartAgent));
     }
-    for (pod, start) in (0..).zip(ask.starts(size.every)) {
-        let pace = Pace::Every(size.every);
-        plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
-    }
+    plan.visits = ask.by_client(size.every, size.duration, Pace::Every(size.every));
     plan.notes.push(
         "While the port is closed Java spends its six attempts within milliseconds, and its chain goes on to IMDS. Go and Rust pause \
          at random, up to 2 s and 1 s, then up to 4 s and 2 s, and seldom twice so briefly that they fail. boto3 and JS pause 1 s."

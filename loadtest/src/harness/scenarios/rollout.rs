@@ -23,10 +23,7 @@ fn plan(ask: &mut Ask) -> Plan {
     plan.eks.latency_ms = 200;
     plan.eks.latency_jitter_ms = 200;
     plan.eks.throttle_per_second = Some(20.0);
-    for (pod, start) in (0..).zip(ask.starts(size.within)) {
-        let visit = ask.visit(pod, start, plan.duration, Pace::Once);
-        plan.visits.push(visit.in_group(ask.client_group(pod)));
-    }
+    plan.visits = ask.by_client(size.within, plan.duration, Pace::Once);
     plan.notes.push("EKS Auth takes 200 to 400 ms and 20 calls a second, as many at once.".to_owned());
     plan.expect(&["failed=0", "wrong=0", "p99<1s"]);
     // Beyond what EKS Auth takes at once a call is throttled, and made again.

@@ -26,10 +26,7 @@ fn plan(ask: &mut Ask) -> Plan {
     // What takes hours in the world is renewed in seconds here. The agent is allowed to renew all at once: that it does not must come
     // of how it spreads renewals, not of its limit.
     plan.agent_args = vec!["--max-service-qps".to_owned(), size.roles.max(3).to_string()];
-    for (pod, start) in (0..).zip(ask.starts(size.within)) {
-        let visit = ask.visit(pod, start, size.duration, Pace::Refresh);
-        plan.visits.push(visit.in_group(ask.client_group(pod)));
-    }
+    plan.visits = ask.by_client(size.within, size.duration, Pace::Refresh);
     plan.notes
         .push(format!("Tokens live {} s; a pod has a new one after 0.6 to 0.8 of that.", life.as_secs()));
     plan.expect(&["failed=0", "wrong=0", "p99<200ms"]);

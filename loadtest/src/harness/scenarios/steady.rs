@@ -19,10 +19,7 @@ fn size(short: bool) -> Size {
 fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
     let mut plan = Plan::new(size, &ask.client_groups());
-    for (pod, start) in (0..).zip(ask.starts(size.every)) {
-        let pace = Pace::Every(size.every);
-        plan.visits.push(ask.visit(pod, start, size.duration, pace).in_group(ask.client_group(pod)));
-    }
+    plan.visits = ask.by_client(size.every, size.duration, Pace::Every(size.every));
     plan.expect(&["failed=0", "wrong=0", "eks_auth_calls<=roles"]);
     plan.expectations.push(ask.quick("p99"));
     plan
