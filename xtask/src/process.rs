@@ -1,6 +1,7 @@
 //! Processes that end with their owner.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -92,6 +93,12 @@ pub(crate) async fn quietly(what: &str, command: &mut Command) -> Result<String>
         bail!("{what} failed ({}):\n{}", output.status, tail(&all, 25));
     }
     Ok(stdout.into_owned())
+}
+
+/// A program that becomes `command`, with the arguments that it is given besides.
+pub(crate) fn write_launcher(file: &Path, command: &str) -> Result<()> {
+    std::fs::write(file, format!("#!/bin/sh\nexec {command} \"$@\"\n"))?;
+    Ok(std::fs::set_permissions(file, PermissionsExt::from_mode(0o755))?)
 }
 
 pub(crate) fn on_path(program: &str) -> bool {

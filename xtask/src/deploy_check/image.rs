@@ -1,7 +1,6 @@
 //! The image: its size, what its programs know of the machine that built them, and that they start, also on the other processor.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +16,7 @@ use crate::eks::{Eks, PodName};
 use crate::http;
 use crate::image::{self, Arch, Packed};
 use crate::place::Place;
-use crate::process::quietly;
+use crate::process::{quietly, write_launcher};
 
 pub(super) async fn check(findings: &mut Findings) -> Result<()> {
     let image = image::pack(Arch::value_variants(), &image::folder()).await?;
@@ -98,7 +97,6 @@ fn startable(packed: &Packed, scratch: &Path) -> Result<PathBuf> {
     }
     let file = scratch.join("podcred");
     let (cpu, program) = (packed.arch.cpu(), packed.program.display());
-    std::fs::write(&file, format!("#!/bin/sh\nexec qemu-{cpu}-static '{program}' \"$@\"\n"))?;
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755))?;
+    write_launcher(&file, &format!("qemu-{cpu}-static '{program}'"))?;
     Ok(file)
 }

@@ -1,7 +1,6 @@
 //! containerd with runc and a bridge for pods.
 
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,7 +13,7 @@ use tokio::process::Command;
 use super::inside::{CGROUPS, MACHINE_CGROUPS};
 use super::{BUSYBOX, Plan};
 use crate::clock::until;
-use crate::process::{Process, quietly};
+use crate::process::{Process, quietly, write_launcher};
 
 pub(crate) const RUNTIME: &str = "node-runtime";
 
@@ -111,8 +110,7 @@ fn network(plan: &Plan) -> Result<()> {
 fn wrapper(plan: &Plan) -> Result<PathBuf> {
     let file = plan.scratch.join("runc-adapted");
     let this = std::env::current_exe()?;
-    std::fs::write(&file, format!("#!/bin/sh\nexec '{}' {RUNTIME} \"$@\"\n", this.display()))?;
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755))?;
+    write_launcher(&file, &format!("'{}' {RUNTIME}", this.display()))?;
     Ok(file)
 }
 

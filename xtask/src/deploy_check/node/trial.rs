@@ -179,8 +179,7 @@ impl Trial<'_> {
 
     async fn remove(&self) -> Result<()> {
         self.helm("upgrade", &["podcred", "CHART", "--reuse-values", "--set", "cleanup=true"]).await?;
-        self.kubectl(&["-n", SYSTEM, "rollout", "status", "daemonset/podcred-cleanup", "--timeout=1m"])
-            .await?;
+        self.rolled_out("daemonset/podcred-cleanup", SYSTEM).await?;
         self.helm("uninstall", &["podcred"]).await?;
         until("the pods are gone", PATIENCE, async || {
             Ok(self.kubectl(&["get", "pods", "-n", SYSTEM, "-o", "name"]).await?.is_empty())
