@@ -33,9 +33,12 @@ pub(super) fn check(findings: &mut Findings) -> Result<()> {
         metrics.iter().filter(|m| m.starts_with("podcred_") && !dashboard.contains(*m)).collect();
     findings.note("the dashboard shows every metric", none(&unshown));
 
-    let results = cells(section(&readme, "<!-- refusals:", "<!-- /refusals -->")?, 3);
+    let refusals = section(&readme, "<!-- refusals:", "<!-- /refusals -->")?;
+    let (codes, results) = (cells(refusals, 2), cells(refusals, 3));
     let events = cells(section(&readme, "### Log events", "## The repository")?, 1);
-    for (what, names) in [("metric", &metrics), ("refusal", &results), ("log event", &events)] {
+    for (what, names) in
+        [("metric", &metrics), ("refusal", &results), ("error code", &codes), ("log event", &events)]
+    {
         let missing: Vec<&String> =
             names.iter().filter(|name| !operate.contains(&format!("`{name}`"))).collect();
         findings.note(&format!("docs/operate.md has every {what}"), none(&missing));
@@ -76,7 +79,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn metrics(section: &str) -> BTreeSet<String> {
@@ -215,6 +218,7 @@ mod tests {
     fn words_are_read_off_one_column() {
         let table = "| status | `Code` | `result` |\n|---|---|---|\n| 400 | `Bad` | `a_b`, `c` |\n";
         assert_eq!(cells(table, 3), ["a_b", "c", "result"].map(str::to_owned).into());
+        assert_eq!(cells(table, 2), ["Bad", "Code"].map(str::to_owned).into());
     }
 
     #[test]
