@@ -171,6 +171,11 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 {{- if or (include "podcred.watchesPods" .) .Values.agent.startupTaint (hasPrefix "https://kubernetes.default.svc" (.Values.agent.jwksUrl | default "")) }}true{{ else }}false{{ end }}
 {{- end }}
 
+{{/* Whether the API server holds each agent to its own node. Before 1.30 it has no such policies. */}}
+{{- define "podcred.admissionPolicy" -}}
+{{- if and .Values.agent.startupTaint .Values.admissionPolicy.create (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) }}true{{ end }}
+{{- end }}
+
 {{/* What the pods of the agent and those that clean up have in common. */}}
 {{- define "podcred.placement" -}}
 hostNetwork: true
