@@ -1,6 +1,9 @@
-//! What one file says of another: flags are values, queries name metrics that exist, and the operator's guide has them all.
+//! What one file says of another: flags are values, queries name metrics that exist, the operator's guide has them all, and
+//! links lead somewhere.
 //!
 //! docs/reference.md is the source: tests of the agent hold it to the code.
+
+mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -46,6 +49,7 @@ pub(super) fn check(findings: &mut Findings) -> Result<()> {
         findings.note(&format!("docs/operate.md has every {what}"), none(&missing));
     }
     findings.note("every alert has its place in docs/operate.md", runbooks(&rules, &operate));
+    findings.note("every link between the documents leads somewhere", links::check());
     Ok(())
 }
 
