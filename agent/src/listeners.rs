@@ -17,8 +17,8 @@ use crate::clock::Clock;
 use crate::locks::lock;
 use crate::server;
 
-/// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. An attempt to
-/// bind costs some microseconds.
+/// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. Two ports that are
+/// waited for cost 2 % of a processor.
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 /// Nobody's credentials wait for probes and scrapes.
 const TRY_OWN_AGAIN: Duration = Duration::from_millis(500);
