@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
-use hyper::Uri;
+use http_body_util::Limited;
 use hyper::http::uri::InvalidUri;
+use hyper::{Response, Uri};
+use kube::client::ClientBuilder;
 use kube::config::InClusterError;
 use kube::{Client, Config};
+use tower::util::MapResponseLayer;
 
 use crate::causes::chain;
 
 /// A watch that nothing changes in ends by itself before this; what is silent for longer is a connection that was lost.
 const SILENCE: Duration = Duration::from_secs(330);
 const LONGEST: usize = 300;
+/// Of one answer, which is held in memory, and of a watch, which would go on elsewhere. A page of 500 pods that are described
+/// at length is 10 MB.
+const LARGEST: usize = 32 << 20;
 
 /// As Kubernetes tells pods, or by `--api-server`. A kubeconfig is not read: the code that does is half a megabyte.
 #[derive(Clone, Debug)]
@@ -69,6 +75,8 @@ impl ApiServer {
         };
         config.default_retry = false;
         config.read_timeout = Some(SILENCE);
-        Ok(Client::try_from(config)?)
+        let limited =
+            MapResponseLayer::new(|answer: Response<_>| answer.map(|body| Limited::new(body, LARGEST)));
+        Ok(ClientBuilder::try_from(config)?.with_layer(&limited).build())
     }
 }

@@ -1,7 +1,7 @@
 //! The pods of this node and their service accounts, as the API server lists them.
 //!
 //! Watched only where a flag names service accounts that the kernel's pod UIDs have to be compared with; then the
-//! agent's own service account needs leave to list and watch pods.
+//! agent's own service account needs permission to list and watch pods.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -108,8 +108,8 @@ impl NodePods {
                     tracing::error!(
                         event = "pods_not_watched",
                         %error,
-                        "the way to the API server is not known: delegates and exceptions stay unknown until it is. The agent's \
-                         pod needs its service account's token, or --api-server"
+                        "cannot connect to the API server, so delegates and IMDS exceptions are unknown. The agent's pod needs \
+                         its service account's token, or --api-server"
                     );
                 }
                 Err(_) => {}
@@ -136,8 +136,8 @@ impl NodePods {
                         tracing::warn!(
                             event = "pods_not_watched",
                             %error,
-                            "this node's pods cannot be listed or watched; the agent's service account needs \
-                             `list` and `watch` on pods"
+                            "cannot list or watch this node's pods; the agent's service account needs `list` and `watch` on \
+                             pods"
                         );
                     }
                 }

@@ -39,7 +39,7 @@ pub struct Pod {
     pub refused: AtomicU64,
 }
 
-/// What a pod may have so many of in a second. Each fills the bucket by its part of a second, and a second empties it by one.
+/// A leaky bucket for what a pod may have N of in a second: each one adds 1/N of a second, and time drains it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     /// When it will be empty again.

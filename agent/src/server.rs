@@ -98,7 +98,7 @@ pub async fn serve(
         tracing::warn!(
             event = "drain_cut_short",
             open = tracker.len(),
-            "connections were still open at the end"
+            "connections were still open when --shutdown-grace was over"
         );
     }
 }
@@ -110,7 +110,7 @@ pub fn affordable_connections(wanted: usize) -> usize {
     // Containers often get a soft limit of 1,024 and a hard one of millions.
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
-        tracing::warn!(event = "descriptor_limit", %error, "the limit of open files cannot be raised");
+        tracing::warn!(event = "descriptor_limit", %error, "cannot raise the limit on open files");
     }
     let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
@@ -120,7 +120,7 @@ pub fn affordable_connections(wanted: usize) -> usize {
             event = "descriptor_limit",
             descriptors,
             connections = affordable,
-            "the limit of open files allows fewer connections than --max-connections; raise it or lower that"
+            "the limit on open files allows fewer connections than --max-connections; raise the one or lower the other"
         );
     }
     wanted.min(affordable)

@@ -57,7 +57,7 @@ fn defaults_are_the_official_agents() {
 }
 
 #[test]
-fn podcreds_own_defaults_are_those_of_the_readme() {
+fn podcreds_own_defaults_are_those_of_the_reference() {
     let cli = parse(&["podcred", "server", "-c", "c"]).unwrap();
     assert_eq!((cli.log.verbosity, cli.log.log_format), (Verbosity::Info, LogFormat::Text));
     let config = server(&[]).unwrap();
