@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Inner;
 use super::denials::Verdict;
 use super::issued::Issued;
-use super::role::{Bearer, Departure, Outcome, Purpose, Role};
+use super::role::{Bearer, Departure, Outcome, Purpose, Role, Tokens};
 use crate::claims::{Scope, TokenHash};
 use crate::clock::{Clock, Now};
 use crate::eks_auth::{Assumed, Failure, Refusal, RefusalKind};
@@ -52,8 +52,13 @@ impl Drop for InFlight {
 }
 
 pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure) {
-    let Departure { landing, mut first, purpose } = departure;
+    let Departure { landing, tokens, purpose } = departure;
     let in_flight = InFlight { role: Arc::clone(&role), landing, clock: inner.clock.clone() };
+    let (mut first, only) = match tokens {
+        Tokens::Kept => (None, None),
+        Tokens::First(bearer) => (Some(bearer), None),
+        Tokens::Only(bearer) => (None, Some(bearer)),
+    };
     let mut tried: Vec<TokenHash> = Vec::new();
     let mut refusal = None;
 
@@ -61,7 +66,8 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
     sleep_until(role.retry_at()).await;
 
     let outcome = loop {
-        let bearer = first.take().or_else(|| role.next_bearer(&tried, inner.clock.now()));
+        let kept = || role.next_bearer(&tried, inner.clock.now());
+        let bearer = only.clone().or_else(|| first.take()).or_else(kept);
         let Some(bearer) = bearer else {
             let failure = out_of_tokens(refusal);
             role.failed(failure.clone(), fastrand::f64(), inner.clock.now());
@@ -70,6 +76,8 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
         tried.push(bearer.hash);
         match call(&inner, &role, &bearer, purpose).await {
             Step::Land(outcome) => break outcome,
+            // The role key is none the worse for it.
+            Step::NextBearer(why) if only.is_some() => break Err(Failure::Refused(why)),
             Step::NextBearer(why) => refusal = Some(why),
             Step::Later(failure) => {
                 let now = inner.clock.now();

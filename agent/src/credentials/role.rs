@@ -93,9 +93,19 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Departure {
     pub landing: watch::Sender<Option<Outcome>>,
-    /// Whose token to try first; for renewals nobody's, the freshest is taken.
-    pub first: Option<Bearer>,
+    pub tokens: Tokens,
     pub purpose: Purpose,
+}
+
+/// Whose tokens a flight may try.
+#[derive(Debug)]
+pub(super) enum Tokens {
+    /// Any that is kept, the freshest first.
+    Kept,
+    /// This one, and when it is refused those that are kept.
+    First(Bearer),
+    /// This one: only what EKS Auth says to it was asked.
+    Only(Bearer),
 }
 
 /// Why EKS Auth is called; a metric label.
@@ -160,7 +170,11 @@ impl Role {
         recheck: bool,
     ) -> Answer {
         let mut state = self.lock();
-        let new_here = state.note(permit, token, now);
+        let new_here = state.note_pod(permit, now);
+        // A token that EKS Auth refused is not one to renew by.
+        if !recheck {
+            state.note_token(permit, token);
+        }
         let valid = state.valid_at(now);
         let backing_off = now.mono < state.retry_at;
 
@@ -184,7 +198,8 @@ impl Role {
         // Until it has landed nothing may evict this key: the next pod would start a second call.
         self.pinned.store(true, Ordering::Relaxed);
         let bearer = Bearer::new(permit, token);
-        let (flight, departure) = state.depart(Some(bearer), purpose);
+        let tokens = if recheck { Tokens::Only(bearer) } else { Tokens::First(bearer) };
+        let (flight, departure) = state.depart(tokens, purpose);
         Answer::Wait { flight, departing: Some(departure), meanwhile: valid, briefly }
     }
 
@@ -194,7 +209,7 @@ impl Role {
         if state.flight.is_some() {
             return None;
         }
-        Some(state.depart(None, Purpose::Renewal).1)
+        Some(state.depart(Tokens::Kept, Purpose::Renewal).1)
     }
 
     /// The freshest token that was not `tried` and has not expired.
@@ -325,10 +340,9 @@ impl Role {
 }
 
 impl State {
-    /// Remembers the pod and its token; true if the pod was not known here.
-    fn note(&mut self, permit: &Permit, token: &[u8], now: Now) -> bool {
+    /// Remembers the pod; true if it was not known here.
+    fn note_pod(&mut self, permit: &Permit, now: Now) -> bool {
         self.last_asked = now.mono;
-        self.note_token(permit, token);
         if let Some(seen) = self.seen.get_mut(&permit.claims().pod_uid) {
             seen.asked = now.mono;
             return false;
@@ -363,10 +377,10 @@ impl State {
         self.issued.take().is_some()
     }
 
-    fn depart(&mut self, first: Option<Bearer>, purpose: Purpose) -> (Flight, Departure) {
+    fn depart(&mut self, tokens: Tokens, purpose: Purpose) -> (Flight, Departure) {
         let (landing, flight) = watch::channel(None);
         self.flight = Some(flight.clone());
-        (flight, Departure { landing, first, purpose })
+        (flight, Departure { landing, tokens, purpose })
     }
 
     fn valid_at(&self, now: Now) -> Option<Arc<Issued>> {
