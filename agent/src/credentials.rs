@@ -27,7 +27,7 @@ pub use self::role::Purpose;
 use self::denials::Denials;
 use self::pace::Pace;
 use self::refusals::{Memory, Refusals};
-use self::role::{Answer, Departure, Role, Upkeep};
+use self::role::{Answer, Departure, Role, Upkeep, Wanted};
 use self::unchecked::Unchecked;
 use crate::authorize::{Permit, UncheckedPermit};
 use crate::claims::RoleKey;
@@ -194,36 +194,39 @@ impl Credentials {
         let inner = &self.inner;
         let deadline = asked.mono + inner.wait;
         loop {
-            let (mut flight, departing, meanwhile, briefly) = match answer {
+            let (mut flight, departing, wanted) = match answer {
                 Answer::Serve(issued) => return Ok(at_hand(issued, inner.clock.now())),
-                Answer::Wait { flight, departing, meanwhile, briefly } => {
-                    (flight, departing, meanwhile, briefly)
-                }
+                Answer::Wait { flight, departing, wanted } => (flight, departing, wanted),
             };
             if let Some(departure) = departing {
                 inner.depart(role, departure);
             }
-            let until = if briefly { deadline.min(asked.mono + REVALIDATION_WAIT) } else { deadline };
+            let until = match wanted {
+                Wanted::Revalidated => deadline.min(asked.mono + REVALIDATION_WAIT),
+                Wanted::First | Wanted::Better | Wanted::OwnAnswer => deadline,
+            };
             let landed = timeout_at(until, flight.wait_for(Option::is_some)).await;
             let outcome = landed.map(|changed| changed.ok().and_then(|landed| (*landed).clone()));
             let now = inner.clock.now();
 
-            // Whoever's call it was, this token may have been found wanting meanwhile.
-            let memory = inner.refusals.of(permit, now);
-            if let Memory::Refuse(refusal) = memory {
-                return Err(refuse(refusal, permit));
-            }
-            let recheck = matches!(memory, Memory::Recheck);
-            if let Ok(Some(Ok(issued))) = &outcome
+            // Whoever's call it was, this token may have been found wanting meanwhile, or good after all.
+            let recheck = match inner.refusals.of(permit, now) {
+                Memory::Nothing => false,
+                Memory::Recheck => true,
+                Memory::Refuse(refusal) => return Err(refuse(refusal, permit)),
+            };
+            if let Ok(Some(Ok(issued))) = outcome
                 && !recheck
             {
-                return Ok((Arc::clone(issued), ServedFrom::EksAuth));
+                return Ok((issued, ServedFrom::EksAuth));
             }
-            if now.mono >= deadline || (briefly && !recheck) || (meanwhile.is_some() && !recheck) {
-                return match role.valid_at(now) {
-                    Some(issued) if !recheck => Ok(at_hand(issued, now)),
-                    Some(_) | None => Err(not_yet(role, permit)),
-                };
+            let makes_do = match wanted {
+                Wanted::First | Wanted::OwnAnswer => false,
+                Wanted::Better | Wanted::Revalidated => !recheck,
+            };
+            if makes_do || now.mono >= deadline {
+                let valid = role.valid_at(now).filter(|_| !recheck);
+                return valid.map(|issued| at_hand(issued, now)).ok_or_else(|| not_yet(role, permit));
             }
             // The flight brought nothing for this pod: others' tokens were refused, or its task died. With its own
             // token it can still be served.
