@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::issued::Issued;
 use crate::authorize::Permit;
-use crate::claims::{Claims, RoleKey, TokenHash};
+use crate::claims::{Claims, RoleKey, Scope, TokenHash};
 use crate::clock::Now;
 use crate::eks_auth::Failure;
 use crate::locks::lock;
@@ -183,6 +183,9 @@ impl Role {
     ) -> Answer {
         let mut state = self.lock();
         let new_here = state.note_pod(permit, now);
+        if new_here {
+            self.pinned.store(true, Ordering::Relaxed);
+        }
         // A token that EKS Auth refused is not one to renew by.
         if !recheck {
             state.note_token(permit, token);
@@ -236,11 +239,14 @@ impl Role {
         self.lock().bearers.retain(|b| b.hash != *token);
     }
 
-    /// These pods' cgroups are gone: their tokens buy nothing any more, and nothing is renewed for them.
+    /// These pods' cgroups are gone: their tokens buy nothing any more, and nothing is renewed or kept for them.
     pub(super) fn pods_ended(&self, pods: &[Arc<str>]) {
         let mut state = self.lock();
         state.bearers.retain(|bearer| !pods.contains(&bearer.claims.pod_uid));
         state.seen.retain(|pod, _| !pods.contains(pod));
+        if state.seen.is_empty() && state.flight.is_none() {
+            self.pinned.store(false, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -335,12 +341,17 @@ impl Role {
         };
         let life = issued.life();
         state.seen.retain(|_, seen| now.mono.saturating_duration_since(seen.asked) < life);
-        // Nobody asked within a life: no pod can still hold credentials from here.
-        let live = idle < life;
-        self.pinned.store(live, Ordering::Relaxed);
+        // Who has not asked within a life cannot still hold credentials from here.
+        let live = !state.seen.is_empty();
+        let in_flight = state.flight.is_some();
+        self.pinned.store(live || in_flight, Ordering::Relaxed);
+        // The next pod of a service account finds its credentials here; one that has its own has no next.
+        if !live && !in_flight && self.key.scope() == Scope::Pod {
+            return Upkeep::Forget;
+        }
         let renew = live
             && issued.is_due_at(now)
-            && state.flight.is_none()
+            && !in_flight
             && now.mono >= state.retry_at
             && state.bearers.iter().any(|b| b.claims.expires > now.wall);
         if renew { Upkeep::Renew(issued.remaining_at(now)) } else { Upkeep::Keep }

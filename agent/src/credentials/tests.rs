@@ -1,6 +1,7 @@
 //! The cache against a scripted EKS Auth, on tokio's paused time and a wall clock that can jump.
 
 mod clocks;
+mod ended;
 mod flush;
 mod model;
 mod refusals;
@@ -138,6 +139,17 @@ impl Node {
 
     fn down(&self) {
         self.rule(|_| (Duration::from_millis(5), Err(unavailable())));
+    }
+
+    fn ended(&self, pods: &[Pod]) {
+        let uids: Vec<_> = pods.iter().map(|pod| Arc::clone(&pod.permit.claims().pod_uid)).collect();
+        self.credentials.pods_ended(&uids);
+    }
+
+    /// Role keys with credentials and without.
+    fn kept(&self) -> (usize, usize) {
+        let census = self.credentials.census(self.clock.now());
+        (census.fresh + census.due + census.low, census.empty)
     }
 
     fn calls(&self) -> usize {
