@@ -267,10 +267,11 @@ impl Credentials {
     /// Drops the credentials of one service account, or all; says how many there were.
     pub fn flush(&self, service_account: Option<(&str, &str)>) -> usize {
         let now = self.inner.clock.now();
-        let mut dropped = if service_account.is_none() { self.inner.unchecked.flush() } else { 0 };
+        let is_meant = |of: (&str, &str)| service_account.is_none_or(|named| named == of);
+        let mut dropped =
+            self.inner.unchecked.flush(|claims| is_meant((&claims.namespace, &claims.service_account)));
         for (key, role) in self.inner.roles.iter() {
-            let meant = service_account.is_none_or(|named| named == (key.namespace(), key.service_account()));
-            if meant && role.flush(now) {
+            if is_meant((key.namespace(), key.service_account())) && role.flush(now) {
                 dropped += 1;
             }
         }
