@@ -6,6 +6,7 @@
 mod denials;
 mod fetch;
 mod issued;
+mod outages;
 mod pace;
 mod refusals;
 mod role;
@@ -25,6 +26,7 @@ pub use self::issued::Issued;
 pub use self::role::Purpose;
 
 use self::denials::Denials;
+use self::outages::Outages;
 use self::pace::Pace;
 use self::refusals::{Memory, Refusals};
 use self::role::{Answer, Departure, Role, Upkeep, Wanted};
@@ -84,6 +86,7 @@ struct Inner {
     caching: bool,
     refusals: Refusals,
     denials: Denials,
+    outages: Outages,
     pace: Pace,
     unchecked: Unchecked,
     eks_auth: Arc<dyn EksAuth>,
@@ -114,6 +117,7 @@ impl Credentials {
                 caching: settings.max_cache_size > 0,
                 refusals: Refusals::new(),
                 denials: Denials::default(),
+                outages: Outages::default(),
                 pace: Pace::new(settings.renewals_per_second, settings.revalidate_after, clock.now()),
                 unchecked: Unchecked::new(),
                 eks_auth,
@@ -337,13 +341,16 @@ impl Inner {
         }
     }
 
-    /// One call, timed and counted; and when it was over.
+    /// One call, timed, counted and told of if it brought no answer; and when it was over.
     async fn assume_role(&self, token: SecretString, purpose: Purpose) -> (Result<Assumed, Failure>, Now) {
         let called = self.clock.now();
         let answer = self.eks_auth.assume_role_for_pod_identity(token).await;
         let now = self.clock.now();
         let took = now.mono.saturating_duration_since(called.mono);
         self.metrics.eks_auth_call(purpose, answer.as_ref().err(), took);
+        if let Err(failure) = &answer {
+            self.outages.tell(failure, now);
+        }
         (answer, now)
     }
 

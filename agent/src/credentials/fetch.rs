@@ -42,8 +42,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if self.landing.borrow().is_none() {
-            let died =
-                Failure::Unavailable { message: "the agent's call to EKS Auth died; see its log".into() };
+            let died = unavailable("the agent's call to EKS Auth died; see its log");
             // Those who waited start the next flight at once: without a pause they would spin.
             self.role.failed(died, fastrand::f64(), self.clock.now());
             self.role.land();
@@ -113,8 +112,13 @@ async fn retry_turn(inner: &Inner, role: &Role, backoff: Instant) -> bool {
 fn out_of_tokens(refusal: Option<Refusal>) -> Failure {
     match refusal {
         Some(refusal) => Failure::Refused(refusal),
-        None => Failure::Unavailable { message: "no live pod's token is at hand to ask with".into() },
+        None => unavailable("no live pod's token is at hand to ask with"),
     }
+}
+
+/// For reasons that the agent knows, and has logged where an operator can mend them.
+fn unavailable(message: &'static str) -> Failure {
+    Failure::Unavailable { message, cause: "".into() }
 }
 
 /// Makes one call and draws its conclusions.
@@ -142,15 +146,15 @@ fn accept(inner: &Inner, role: &Role, bearer: &Bearer, assumed: &Assumed, epoch:
         Ok(issued) => {
             let issued = Arc::new(issued);
             if !role.store(&issued, epoch) {
-                let message = "an operator flushed these credentials while they were on their way".into();
-                return Step::Later(Failure::Unavailable { message });
+                let flushed = "an operator flushed these credentials while they were on their way";
+                return Step::Later(unavailable(flushed));
             }
             inner.refusals.lift(role.key(), &bearer.hash);
             Step::Land(Ok(issued))
         }
         Err(problem) => {
             tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");
-            Step::Later(Failure::Unavailable { message: problem.into() })
+            Step::Later(unavailable(problem))
         }
     }
 }

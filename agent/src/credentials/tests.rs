@@ -188,7 +188,7 @@ fn hash(token: &str) -> TokenHash {
 }
 
 fn unavailable() -> Failure {
-    Failure::Unavailable { message: "connection refused".into() }
+    Failure::Unavailable { message: "EKS Auth cannot be reached", cause: "proxy.internal:3128".into() }
 }
 
 fn throttled() -> Failure {

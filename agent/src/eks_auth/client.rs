@@ -21,7 +21,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::failure::failure;
+use super::failure::{failure, unreadable};
 use super::rotation::RotatingProfile;
 use super::{Assumed, EksAuth, Failure};
 use crate::authenticate::keys::{check_url, read_certificates};
@@ -108,9 +108,7 @@ impl EksAuthClient {
             .send()
             .await
             .map_err(|error| failure(&error, token.expose_secret()))?;
-        assumed(answer).ok_or_else(|| Failure::Unavailable {
-            message: "EKS Auth sent an answer that lacks a part of the credentials".into(),
-        })
+        assumed(answer).ok_or_else(|| unreadable("a part of the credentials is missing"))
     }
 }
 
