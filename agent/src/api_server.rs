@@ -1,12 +1,14 @@
 //! The way to the cluster's API server, for what a flag needs of it.
 
+use std::error::Error;
 use std::time::Duration;
 
 use http_body_util::Limited;
 use hyper::http::uri::InvalidUri;
-use hyper::{Response, Uri};
+use hyper::{Response, StatusCode, Uri};
 use kube::client::ClientBuilder;
 use kube::config::InClusterError;
+use kube::core::Status;
 use kube::{Client, Config};
 use tower::util::MapResponseLayer;
 
@@ -37,17 +39,19 @@ pub enum ApiServerError {
     Client(#[from] kube::Error),
 }
 
-impl ApiServerError {
-    /// For a log. What the API server, or a proxy before it, says at length may repeat the token that it was sent.
-    pub(crate) fn told(&self) -> String {
-        match self {
-            ApiServerError::Client(kube::Error::Api(status)) => format!("{} {}", status.code, status.reason),
-            ApiServerError::NotInAPod(_)
-            | ApiServerError::Url { .. }
-            | ApiServerError::NoAnswer
-            | ApiServerError::Client(_) => chain(self).chars().take(LONGEST).collect(),
-        }
+/// For a log. What the API server sends, or a proxy before it, may repeat the token that it was sent: of an answer only its
+/// status is told.
+pub(crate) fn told(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.into_iter().find_map(answered).unwrap_or_else(|| chain(error).chars().take(LONGEST).collect())
+}
+
+fn answered(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(status) = error.downcast_ref::<Box<Status>>() {
+        let code = StatusCode::from_u16(status.code).map(|code| code.to_string());
+        return Some(code.unwrap_or_else(|_| "an error without a status".to_owned()));
     }
+    error.is::<serde_json::Error>().then(|| "an answer that cannot be read".to_owned())
 }
 
 impl ApiServer {
@@ -78,5 +82,63 @@ impl ApiServer {
         let limited =
             MapResponseLayer::new(|answer: Response<_>| answer.map(|body| Limited::new(body, LARGEST)));
         Ok(ClientBuilder::try_from(config)?.with_layer(&limited).build())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+    use hyper::Request;
+    use hyper::header::AUTHORIZATION;
+    use kube::Api;
+    use kube::core::{ApiResource, NotUsed, Object};
+    use kube::runtime::watcher::{self, watcher};
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{Answer, Loopback, answer};
+
+    const TOKEN: &str = "t-o-k-e-n";
+    const LIST: &str = r#"{"metadata":{"resourceVersion":"1"},"items":[]}"#;
+
+    fn echo<B>(request: &Request<B>) -> String {
+        request.headers()[AUTHORIZATION].to_str().unwrap().to_owned()
+    }
+
+    fn sent(status: u16, body: impl ToString) -> Answer {
+        answer(status, &[("content-type", "application/json")], body.to_string())
+    }
+
+    /// What is told of the first thing that goes wrong while pods are listed and watched.
+    async fn trouble(server: &Loopback) -> String {
+        let mut config = Config::new(server.url.parse().unwrap());
+        config.auth_info.token = Some(TOKEN.to_owned().into());
+        config.default_retry = false;
+        let client = Client::try_from(config).unwrap();
+        let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        let pods = Api::<Object<NotUsed, NotUsed>>::all_with(client, &kind);
+        let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()));
+        loop {
+            if let Err(error) = events.next().await.unwrap() {
+                assert!(chain(&error).contains(TOKEN), "{error:?}");
+                return told(&error);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_repeats_the_token_does_not_have_it_logged() {
+        let status = |echo: &str| json!({ "code": 403, "reason": echo, "message": echo });
+        let server = Loopback::answering(move |request| sent(403, status(&echo(&request)))).await;
+        assert_eq!(trouble(&server).await, "403 Forbidden");
+        server.answer(|request| sent(502, echo(&request)));
+        assert_eq!(trouble(&server).await, "502 Bad Gateway");
+        server.answer(|request| sent(200, json!({ "metadata": echo(&request) })));
+        assert_eq!(trouble(&server).await, "an answer that cannot be read");
+        server.answer(move |request| match request.uri().query().unwrap_or_default().contains("watch=") {
+            true => sent(200, json!({ "type": "ERROR", "object": status(&echo(&request)) })),
+            false => sent(200, LIST),
+        });
+        assert_eq!(trouble(&server).await, "403 Forbidden");
     }
 }

@@ -163,8 +163,14 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     }
     match control {
         Ok(control) => {
+            let flushed = Arc::clone(&service);
             let flush = move |request: FlushRequest| match &request {
-                FlushRequest::All => credentials.flush(None),
+                FlushRequest::All => {
+                    let service = Arc::clone(&flushed);
+                    service.authenticator.forget_all();
+                    tokio::spawn(async move { service.authenticator.renew_keys(service.clock.now()).await });
+                    credentials.flush(None)
+                }
                 FlushRequest::Of(account) => credentials.flush(Some((&account.namespace, &account.name))),
             };
             background.spawn(serve_control(control, flush, cancel.clone()));

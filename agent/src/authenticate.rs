@@ -1,5 +1,6 @@
 //! Who does this token say is calling, and is that true?
 
+mod ended;
 pub mod keys;
 pub mod last;
 #[cfg(test)]
@@ -8,7 +9,7 @@ mod minting;
 mod tests;
 pub mod token;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::Algorithm;
 use quick_cache::sync::Cache;
 
+use self::ended::Ended;
 use self::keys::{KeySource, Keys, Lookup};
 use self::token::{MAX_TOKEN_BYTES, TokenError};
 use crate::claims::{Claims, SharedNames, TokenHash};
@@ -29,8 +31,8 @@ use crate::locks::lock;
 pub enum Authenticated {
     /// The signature is good and every claim was checked.
     Verified(Arc<Claims>, TokenHash),
-    /// No key set could be had at all, so nobody checked the signature. Issuer, audience and expiry fit; EKS Auth
-    /// is the one to check it. These claims reach no label and no log.
+    /// Issuer, audience and expiry fit, but EKS Auth is the one to check it: no key set could be had at all, so nobody
+    /// checked the signature, or its pod has ended. These claims reach no label and no log.
     Unchecked(Arc<Claims>, TokenHash),
 }
 
@@ -58,6 +60,9 @@ pub struct Authenticator {
     known: Cache<TokenHash, Arc<Claims>>,
     remembered: Mutex<Remembered>,
     most_of_a_pod: usize,
+    ended: Ended,
+    /// Counts the times that known tokens were forgotten: what was remembered of one elsewhere is of no use then.
+    epoch: AtomicU64,
     verified: AtomicU64,
 }
 
@@ -77,6 +82,8 @@ impl Authenticator {
             known: Cache::new(verified_capacity),
             remembered: Mutex::default(),
             most_of_a_pod,
+            ended: Ended::default(),
+            epoch: AtomicU64::new(0),
             verified: AtomicU64::new(0),
         }
     }
@@ -99,6 +106,34 @@ impl Authenticator {
     /// Whose token this is, if it was ever verified.
     pub fn pod_of(&self, token: &[u8]) -> Option<Arc<Claims>> {
         (token.len() <= MAX_TOKEN_BYTES).then(|| self.known.get(&sha256(token)))?
+    }
+
+    /// To be asked before [`Authenticator::authenticate`] by whoever remembers what that gave.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// A token outlives its pod, and whoever took it from there could go on with it. From here on EKS Auth is asked about
+    /// the tokens of those that have `ended`, as long as they are not among the `live`.
+    pub fn pods_ended(&self, ended: &[Arc<str>], live: &HashSet<Arc<str>>, now: Now) {
+        self.ended.note(ended, live, now);
+        if !ended.is_empty() {
+            self.forget(ended);
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// From here on every token is checked anew.
+    pub fn forget_all(&self) {
+        lock(&self.remembered).of_pods.clear();
+        self.known.clear();
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// The issuer may have withdrawn a key that is good here for hours. What passed by it is forgotten as well.
+    pub async fn renew_keys(&self, now: Now) {
+        self.keys.renewed(now).await;
+        self.forget_all();
     }
 
     /// Signatures that were checked and good, since the start.
@@ -125,11 +160,15 @@ impl Authenticator {
             return Err(TokenError::Signature);
         }
         self.verified.fetch_add(1, Ordering::Relaxed);
-        Ok(Authenticated::Verified(self.remember(hash, unverified.into_claims()), hash))
+        Ok(self.remember(hash, unverified.into_claims()))
     }
 
-    fn remember(&self, hash: TokenHash, mut claims: Claims) -> Arc<Claims> {
+    fn remember(&self, hash: TokenHash, mut claims: Claims) -> Authenticated {
         let mut remembered = lock(&self.remembered);
+        // Under this lock, so that none is remembered when those of its pod have just been forgotten.
+        if self.ended.contains(&claims.pod_uid) {
+            return Authenticated::Unchecked(Arc::new(claims), hash);
+        }
         let Remembered { of_pods, names } = &mut *remembered;
         // Pods that are gone leave their entries behind, and what they list falls out of the cache.
         if of_pods.len() as u64 >= self.known.capacity() {
@@ -148,7 +187,14 @@ impl Authenticator {
             self.known.remove(&hashes.remove(0));
         }
         self.known.insert(hash, Arc::clone(&claims));
-        claims
+        Authenticated::Verified(claims, hash)
+    }
+
+    fn forget(&self, pods: &[Arc<str>]) {
+        let mut remembered = lock(&self.remembered);
+        for hash in pods.iter().filter_map(|pod| remembered.of_pods.remove(pod)).flatten() {
+            self.known.remove(&hash);
+        }
     }
 }
 

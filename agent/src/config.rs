@@ -165,7 +165,7 @@ pub struct ServerConfig {
 
     /// EKS Auth endpoint to use instead of the region's own
     #[arg(long, env = "PODCRED_ENDPOINT", value_name = "URL",
-        value_parser = Checked(values::endpoint), help_heading = OFFICIAL)]
+        value_parser = Checked(values::trusted_url), help_heading = OFFICIAL)]
     pub endpoint: Option<String>,
 
     /// The cluster's token issuer [default: the issuer of the agent's own token, see --token-file]

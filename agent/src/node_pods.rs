@@ -17,8 +17,7 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::api_server::ApiServer;
-use crate::causes::chain;
+use crate::api_server::{self, ApiServer};
 use crate::config::ServiceAccount;
 use crate::locks::{read, write};
 
@@ -104,7 +103,7 @@ impl NodePods {
             match api_server.client() {
                 Ok(client) => break client,
                 Err(error) if !std::mem::replace(&mut told, true) => {
-                    let error = chain(&error);
+                    let error = api_server::told(&error);
                     tracing::error!(
                         event = "pods_not_watched",
                         %error,
@@ -132,7 +131,7 @@ impl NodePods {
                 Err(error) => {
                     // The watcher tries again by itself; one line tells that it began to fail.
                     if !std::mem::replace(&mut failing, true) {
-                        let error = chain(&error);
+                        let error = api_server::told(&error);
                         tracing::warn!(
                             event = "pods_not_watched",
                             %error,

@@ -224,7 +224,7 @@ impl Rejection {
                 let cause = match last {
                     None => "EKS Auth has not answered yet".to_owned(),
                     Some(Failure::Throttled { .. }) => "EKS Auth throttles this account's calls".to_owned(),
-                    Some(Failure::Unavailable { message }) => format!("EKS Auth gave no answer: {message}"),
+                    Some(Failure::Unavailable { message, cause: _ }) => format!("EKS Auth gave no answer: {message}"),
                     Some(Failure::Refused(refusal)) => format!("EKS Auth refused: {}", refusal.message),
                 };
                 // Upstream's sentences may bring a full stop of their own.
@@ -277,7 +277,7 @@ pub fn table() -> String {
     }
     table += &not_yet(None);
     table += &not_yet(Some(Failure::Throttled { message: "".into() }));
-    table += &not_yet(Some(Failure::Unavailable { message: "…".into() }));
+    table += &not_yet(Some(Failure::Unavailable { message: "…", cause: "".into() }));
     for rejection in [
         Rejection::OtherPod { caller: "…".into(), pod: None },
         Rejection::DelegatesUnknown,

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::connections::CapOf;
-use self::connections::{Connections, Place, Told};
+use self::connections::{Caps, Connections, Place, Told};
 use crate::authenticate::last::LastToken;
 use crate::listeners::Port;
 use crate::metrics::Connected;
@@ -73,7 +73,11 @@ pub async fn serve(
     cancel: CancellationToken,
 ) {
     let tracker = TaskTracker::new();
-    let connections = Connections::new(max_connections, service.pods.limits().connections);
+    // Where the kernel tells pods apart, whoever it does not know leaves half of the node to those that it does.
+    let unattributed =
+        if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { max_connections };
+    let caps = Caps { node: max_connections, pod: service.pods.limits().connections, unattributed };
+    let connections = Connections::new(caps);
     let accepting = TaskTracker::new();
     for port in ports {
         let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::api_server::{ApiServer, ApiServerError};
+use crate::api_server::{self, ApiServer, ApiServerError};
 use crate::clock::Clock;
 
 /// Readiness has no event; a node that is new waits for much longer things.
@@ -71,7 +71,7 @@ pub async fn remove(
                 }
                 Ok(Attempt::NotThere) => told = false,
                 Ok(Attempt::Outrun) => tell(&mut told, key, node, "the node keeps changing meanwhile"),
-                Err(error) => tell(&mut told, key, node, &error.told()),
+                Err(error) => tell(&mut told, key, node, &api_server::told(&error)),
             }
             outruns = 0;
             sleep(if clock.now().mono < new_until { WHILE_NEW } else { LATER }).await;

@@ -68,6 +68,7 @@ fn sweep(service: &Service) {
     };
     let ended = service.pods.forget_ended(&pods, &live);
     let Some(probed) = service.attribution.probed() else { return };
+    service.authenticator.pods_ended(&ended, &live, service.clock.now());
     service.credentials.pods_ended(&ended);
     probed.cgroups.forget_dead();
     let swept = probed.counters.sweep(&probed.probe, &probed.cgroups, &live);

@@ -104,6 +104,11 @@ impl Keys {
         cancel.run_until_cancelled(refresh).await;
     }
 
+    /// When this is over they were just fetched, or could not be.
+    pub(super) async fn renewed(self: &Arc<Self>, now: Now) {
+        self.fetch(now).cancelled().await;
+    }
+
     /// How long ago the keys were fetched; None before the first time.
     pub fn age_at(&self, now: Now) -> Option<Duration> {
         let state = self.state();

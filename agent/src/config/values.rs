@@ -14,7 +14,6 @@ use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command, Error};
-use reqwest::Url;
 
 use super::duration;
 
@@ -224,27 +223,6 @@ pub(super) fn issuer(text: &str) -> Result<String, String> {
         return Err("has a query, which an issuer cannot have".to_owned());
     }
     trusted_url(text)
-}
-
-pub(super) fn endpoint(text: &str) -> Result<String, String> {
-    web_url(text).map(|_| text.to_owned())
-}
-
-fn web_url(text: &str) -> Result<Url, String> {
-    let url =
-        Url::parse(text).map_err(|e| format!("is not a URL ({e}): write https://HOST[:PORT][/PATH]"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("has the scheme {}: only https and http are known", url.scheme()));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(
-            "contains a user name or password, which would end up in podcred's log: remove it".to_owned()
-        );
-    }
-    if url.fragment().is_some() {
-        return Err("has a fragment (#…), which is never sent to a server: remove it".to_owned());
-    }
-    Ok(url)
 }
 
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
