@@ -181,9 +181,10 @@ impl Policy {
         let unless_vouched = |rejection| if vouched { enforced(rejection) } else { Some(rejection) };
         match verdict {
             Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate => None,
-            Verdict::OtherPod { caller, token } => {
-                unless_vouched(Rejection::OtherPod { caller: Arc::clone(&caller.pod_uid), pod: token.clone() })
-            }
+            Verdict::OtherPod { caller, token } => unless_vouched(Rejection::OtherPod {
+                caller: Arc::clone(&caller.pod_uid),
+                pod: token.clone(),
+            }),
             Verdict::DelegatesUnknown => unless_vouched(Rejection::DelegatesUnknown),
             Verdict::OtherNode => enforced(Rejection::OtherNode { pod: token.verified().cloned() }),
             Verdict::Unattributed(reason) => match self.unattributed {

@@ -20,7 +20,8 @@ impl Outages {
     pub(super) fn tell(&self, failure: &Failure, now: Now) {
         let Failure::Unavailable { message, cause } = failure else { return };
         let mut told = lock(&self.0);
-        let recently = told.get(message).is_some_and(|at| now.mono.saturating_duration_since(*at) < ONE_LINE_IN);
+        let recently =
+            told.get(message).is_some_and(|at| now.mono.saturating_duration_since(*at) < ONE_LINE_IN);
         if !recently {
             told.insert(message, now.mono);
             tracing::warn!(event = "eks_auth_unavailable", %cause, "{message}");

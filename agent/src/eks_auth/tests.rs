@@ -457,7 +457,10 @@ async fn region_endpoint_and_credentials_come_from_the_environment() {
     assert!(said.contains("[not connected: AWS_CA_BUNDLE: /nowhere.pem: No such file"), "{said}");
     for variable in ["AWS_ENDPOINT_URL_EKS_AUTH", "AWS_ENDPOINT_URL"] {
         let said = child("plain", &[region, (variable, "http://eks-auth.internal"), own[0], own[1]]).await;
-        assert!(said.contains("[not connected: the endpoint of EKS Auth in AWS_ENDPOINT_URL_EKS_AUTH"), "{said}");
+        assert!(
+            said.contains("[not connected: the endpoint of EKS Auth in AWS_ENDPOINT_URL_EKS_AUTH"),
+            "{said}"
+        );
         assert!(said.contains("use https"), "{said}");
     }
     assert_eq!(server.asked().len(), 0);

@@ -166,11 +166,11 @@ pub fn check_url(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(&url) => Ok(url),
-        "http" => {
-            Err("is plain http to another host, and on the way there tokens and secrets could be read, and keys \
+        "http" => Err(
+            "is plain http to another host, and on the way there tokens and secrets could be read, and keys \
                  replaced: use https (http is for loopback addresses only)"
-                .to_owned())
-        }
+                .to_owned(),
+        ),
         other => Err(format!("has the scheme {other}: use https")),
     }
 }
