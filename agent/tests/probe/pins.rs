@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use podcred::attribute::probe::{Kind, Probe, ProbeConfig, ProbeError, Upkeep, pins};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::cgroups::{Node, until};
 use crate::loader::{CONTAINER, POD, V4, attributed_to, counters, listener};
@@ -25,6 +26,13 @@ impl Bpffs {
 
     fn pins(&self) -> PathBuf {
         self.0.path().join("podcred")
+    }
+
+    /// As an agent has it that is starting.
+    fn lock(&self) -> fs::File {
+        let lock = fs::File::open(self.pins().join("lock")).expect("made by an agent");
+        flock(&lock, FlockOperation::LockExclusive).expect("waits for it");
+        lock
     }
 
     /// The folder of this version's pins.
@@ -247,6 +255,23 @@ fn cleared_pins_end_the_programs_and_what_others_pinned_beside_them_stays() {
     assert!(!pins::clear(&bpffs.pins()).unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
     assert!(matches!(pins::clear(elsewhere.path()), Err(ProbeError::NoBpffs { .. })));
+}
+
+#[test]
+fn who_asks_whether_the_programs_are_attached_does_not_wait_for_them_to_be() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let probe = node.load_with(&pinned(&node, &bpffs));
+    let starting = bpffs.lock();
+    probe.detach().unwrap();
+    std::thread::scope(|scope| {
+        let mending = scope.spawn(|| probe.maintain());
+        assert_eq!(probe.attached_for(), None);
+        assert!(!mending.is_finished(), "another agent has the pins");
+        drop(starting);
+        assert_eq!(mending.join().unwrap().len(), LINKS);
+    });
+    assert!(probe.attached_for().is_some());
 }
 
 #[test]
