@@ -156,8 +156,9 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         let (service, cancel) = (Arc::clone(&service), cancel.clone());
         background.spawn(async move {
             if let Some(listener) = scrapes.held(&service.attribution, &cancel).await {
+                let clock = service.clock.clone();
                 let gather = move || scrape(&service, &keys);
-                serve_metrics(listener, gather, METRICS_CONNECTIONS, cancel).await;
+                serve_metrics(listener, gather, METRICS_CONNECTIONS, clock, cancel).await;
             }
         });
     }
