@@ -1,6 +1,6 @@
 //! The wiring of `podcred server`: what is made, in which order, and who is given what.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use prometheus::Registry;
@@ -52,10 +52,12 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     // attempts at a closed port are over in 29 ms.
     let ports = Arc::new(Ports::default());
     let mut pods_ports = open_for_pods(&config, &ports, &attribution, &metrics, &clock)?;
-    let probes = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.probe_port);
-    let probes = ports.open(Use::Probes, probes, &clock, &attribution)?;
-    let scrapes = SocketAddr::new(config.metrics_address, config.metrics_port);
-    let scrapes = ports.open(Use::Metrics, scrapes, &clock, &attribution)?;
+    let open = |purpose, host, port| {
+        let port = ports.open(purpose, SocketAddr::new(host, port), &clock, &attribution);
+        port.failure().map_or(Ok(()), |problem| Err(problem.to_owned())).map(|()| port)
+    };
+    let probes = open(Use::Probes, Ipv4Addr::LOCALHOST.into(), config.probe_port)?;
+    let scrapes = open(Use::Metrics, config.metrics_address, config.metrics_port)?;
     let own_addresses = [probes.address(), scrapes.address()].map(|address| address.to_string());
     let control = ControlListener::bind(&config.control_socket).await;
 
@@ -175,7 +177,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         }
     }
     let first = cancel.run_until_cancelled(first_held(&mut pods_ports, &service.attribution)).await;
-    if first.transpose()?.is_some() {
+    if first.is_some() {
         tracing::info!(
             event = "serving",
             version = env!("CARGO_PKG_VERSION"),
@@ -193,7 +195,7 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     Ok(())
 }
 
-/// The pods' addresses that this node has. A node without IPv6 has no fd00:ec2::23, and its pods do not ask there.
+/// The pods' addresses. Those that this node has not are tried for again, as long as there is one.
 fn open_for_pods(
     config: &ServerConfig,
     ports: &Arc<Ports>,
@@ -203,22 +205,18 @@ fn open_for_pods(
 ) -> Result<Vec<Port>, String> {
     let mut opened = Vec::new();
     for host in &config.bind_hosts {
-        let address = SocketAddr::new(*host, config.port);
-        let port = ports.open(Use::Pods, address, clock, attribution);
-        metrics.listener(*host, port.as_ref().is_ok_and(Port::is_held));
-        match port {
-            Ok(port) => opened.push(port),
-            Err(problem) => {
-                tracing::warn!(
-                    event = "listener_skipped",
-                    %problem,
-                    "an address is not served; `podcred initialize` makes the link-local ones"
-                );
-                ports.skip(address, problem);
-            }
+        let port = ports.open(Use::Pods, SocketAddr::new(*host, config.port), clock, attribution);
+        metrics.listener(*host, port.is_held());
+        if let Some(problem) = port.failure() {
+            tracing::warn!(
+                event = "listener_skipped",
+                problem,
+                "an address is not served; `podcred initialize` makes the link-local ones"
+            );
         }
+        opened.push(port);
     }
-    if opened.is_empty() {
+    if opened.iter().all(|port| port.failure().is_some()) {
         return Err(format!(
             "no address can be served: {}. Run `podcred initialize` on this node first",
             ports.problems()

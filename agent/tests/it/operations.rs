@@ -37,6 +37,17 @@ async fn an_address_that_cannot_be_bound_is_skipped_and_reported_as_long_as_anot
     assert!(node.agent.logs().contains("listener_skipped"));
 }
 
+/// Each node has IPv4, so pods ask there.
+#[tokio::test]
+async fn an_agent_without_one_of_the_pods_ipv4_addresses_is_not_ready() {
+    let node = Node::start(&[]).await;
+    let agent = Agent::start_unready(&node.eks, &["--bind-hosts", "192.0.2.1"]);
+    assert_eq!(agent.ask(&node.pod("p").token).await.status, 200);
+    let (status, text) = agent.probe("/readyz").await;
+    assert!(status == 503 && text.contains("listeners: --bind-hosts: 192.0.2.1:0 cannot be bound"), "{text}");
+    assert_eq!(agent.logs().matches("listener_skipped").count(), 1);
+}
+
 #[test]
 fn addresses_that_this_machine_has_not_are_clear_errors() {
     let (status, text) = server(&["--port", "0", "--bind-hosts", "192.0.2.1"]);
