@@ -1,8 +1,8 @@
 //! podcred: credentials for the pods of one EKS node.
 //!
-//! A request's way: [`server`] accepts the connection, [`request`] lists the steps, [`authenticate`] checks the token,
-//! [`authorize`] gives the permit, [`credentials`] finds or fetches what it is for, [`eks_auth`] is whom it asks, and
-//! [`reject`] says what went wrong. [`app`] wires them.
+//! A request's way: [`server`] accepts the connection, [`attribute`] asks the kernel who opened it, [`request`] lists the
+//! steps, [`authenticate`] checks the token, [`authorize`] compares the two and gives the permit, [`credentials`] finds or
+//! fetches what it is for, [`eks_auth`] is whom it asks, and [`reject`] says what went wrong. [`app`] wires them.
 
 pub mod admin;
 pub mod api_server;
