@@ -37,6 +37,17 @@ async fn an_address_that_cannot_be_bound_is_skipped_and_reported_as_long_as_anot
     assert!(node.agent.logs().contains("listener_skipped"));
 }
 
+/// Each node has IPv4, so pods ask there.
+#[tokio::test]
+async fn an_agent_without_one_of_the_pods_ipv4_addresses_is_not_ready() {
+    let node = Node::start(&[]).await;
+    let agent = Agent::start_unready(&node.eks, &["--bind-hosts", "192.0.2.1"]);
+    assert_eq!(agent.ask(&node.pod("p").token).await.status, 200);
+    let (status, text) = agent.probe("/readyz").await;
+    assert!(status == 503 && text.contains("listeners: --bind-hosts: 192.0.2.1:0 cannot be bound"), "{text}");
+    assert_eq!(agent.logs().matches("listener_skipped").count(), 1);
+}
+
 #[test]
 fn addresses_that_this_machine_has_not_are_clear_errors() {
     let (status, text) = server(&["--port", "0", "--bind-hosts", "192.0.2.1"]);
@@ -109,6 +120,38 @@ async fn an_agent_that_waits_for_its_port_ends_by_sigterm() {
     agent.event("port_taken");
     agent.terminate();
     assert_eq!(agent.wait().code(), Some(0));
+}
+
+#[test]
+fn a_start_that_waits_for_its_region_ends_by_sigterm() {
+    let imds = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let home = tempfile::tempdir().expect("a folder");
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_podcred"));
+    agent
+        .args(["server", "--cluster-name", "demo", "--issuer", "http://127.0.0.1:1/id/x", "--verify", "off"])
+        .args(["--bind-hosts", "127.0.0.1", "--port", "0", "--probe-port", "0", "--metrics-port", "0"])
+        .arg("--control-socket")
+        .arg(home.path().join("control.sock"))
+        .env_clear()
+        .env("HOME", home.path())
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", imds.local_addr().expect("bound")));
+    let mut agent = agent.stderr(Stdio::null()).spawn().expect("the binary runs");
+    let _unanswered = imds.accept().expect("it asks for its region");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), rustix::process::Signal::TERM)
+        .expect("it runs");
+    // Without the region, which it would have given up to find some seconds later, it were an error.
+    assert_eq!(agent.wait().expect("it was started here").code(), Some(0));
+}
+
+#[tokio::test]
+async fn half_a_request_for_a_probe_has_no_longer_than_the_grace() {
+    let mut node = Node::start(&["--shutdown-grace", "100ms"]).await;
+    let mut half = TcpStream::connect(node.agent.probes).expect("connects");
+    half.write_all(b"GET /healthz HTTP/1.1\r\n").expect("writes");
+    assert_eq!(node.agent.probe("/healthz").await.0, 200, "by now the half is there, too");
+    node.agent.terminate();
+    assert_eq!(node.agent.event("drain_cut_short")["open"], 1);
+    assert_eq!(node.agent.wait().code(), Some(0));
 }
 
 fn server(args: &[&str]) -> (Option<i32>, String) {
