@@ -105,7 +105,7 @@ mod tests {
         request.headers()[AUTHORIZATION].to_str().unwrap().to_owned()
     }
 
-    fn sent(status: u16, body: impl ToString) -> Answer {
+    fn sent(status: u16, body: &impl ToString) -> Answer {
         answer(status, &[("content-type", "application/json")], body.to_string())
     }
 
@@ -129,15 +129,15 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_repeats_the_token_does_not_have_it_logged() {
         let status = |echo: &str| json!({ "code": 403, "reason": echo, "message": echo });
-        let server = Loopback::answering(move |request| sent(403, status(&echo(&request)))).await;
+        let server = Loopback::answering(move |request| sent(403, &status(&echo(&request)))).await;
         assert_eq!(trouble(&server).await, "403 Forbidden");
-        server.answer(|request| sent(502, echo(&request)));
+        server.answer(|request| sent(502, &echo(&request)));
         assert_eq!(trouble(&server).await, "502 Bad Gateway");
-        server.answer(|request| sent(200, json!({ "metadata": echo(&request) })));
+        server.answer(|request| sent(200, &json!({ "metadata": echo(&request) })));
         assert_eq!(trouble(&server).await, "an answer that cannot be read");
         server.answer(move |request| match request.uri().query().unwrap_or_default().contains("watch=") {
-            true => sent(200, json!({ "type": "ERROR", "object": status(&echo(&request)) })),
-            false => sent(200, LIST),
+            true => sent(200, &json!({ "type": "ERROR", "object": status(&echo(&request)) })),
+            false => sent(200, &LIST),
         });
         assert_eq!(trouble(&server).await, "403 Forbidden");
     }
