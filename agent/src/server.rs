@@ -80,7 +80,7 @@ pub async fn serve(
     let tracker = TaskTracker::new();
     // Where the kernel tells pods apart, whoever it does not know leaves half of the node to those that it does.
     let unattributed =
-        if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { max_connections };
+        if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { usize::MAX };
     let caps = Caps { node: max_connections, pod: service.pods.limits().connections, unattributed };
     let connections = Connections::new(caps);
     let accepting = TaskTracker::new();

@@ -33,9 +33,9 @@ fn every_refusal_is_in_it() {
 
 #[test]
 fn every_metric_is_in_it() {
-    let metrics = section("metrics");
+    let table = section("metrics");
     for name in registered_metrics() {
-        assert!(metrics.contains(&format!("`{name}`")), "{name}");
+        assert!(table.contains(&format!("`{name}`")), "{name}");
     }
 }
 
