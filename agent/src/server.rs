@@ -91,10 +91,11 @@ pub async fn serve(
             let host = port.address().ip();
             if let Some(listener) = port.held(&service.attribution, &cancel).await {
                 service.metrics.listener(host, true);
-                if let Err(error) = accept(listener, Arc::clone(&service), connections, tracker, cancel).await
-                {
-                    service.metrics.listener(host, false);
-                    tracing::error!(event = "listener_skipped", %host, %error, "an address is not served");
+                let accepting = accept(listener, service, connections, tracker, cancel.clone());
+                if let Err(error) = accepting.await {
+                    // Out of what epoll may watch: the kubelet starts podcred again, with a clear record.
+                    tracing::error!(event = "accept_failed", %host, %error, "connections cannot be waited for; podcred ends");
+                    cancel.cancel();
                 }
             }
         });

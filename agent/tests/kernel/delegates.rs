@@ -91,7 +91,7 @@ fn without_leave_to_list_pods_the_agent_says_so_once_and_in_its_readiness() {
     until("the agent has asked three times", || api.requests() >= 3);
     let told = agent.logged("pods_not_watched");
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0]["error"].as_str().unwrap().contains("forbidden"), "{told:?}");
+    assert!(told[0]["error"].as_str().unwrap().contains("403 Forbidden"), "{told:?}");
     assert!(told[0]["message"].as_str().unwrap().contains("`list`"), "{told:?}");
     assert!(agent.readiness().body.contains("pods: degraded"), "{}", agent.readiness().body);
     let token = cluster.token_of(&owner, WEB);
