@@ -67,7 +67,7 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
             role.failed(failure.clone(), fastrand::f64(), inner.clock.now());
             break Err(failure);
         };
-        tried.push(bearer.hash);
+        tried.push(bearer.claims.token_hash);
         match call(&inner, &role, &bearer, purpose).await {
             Step::Land(outcome) => break outcome,
             Step::NextBearer(why) => refusal = Some(why),
@@ -137,7 +137,7 @@ fn accept(inner: &Inner, role: &Role, bearer: &Bearer, assumed: &Assumed, epoch:
                 let message = "an operator flushed these credentials while they were on their way".into();
                 return Step::Later(Failure::Unavailable { message });
             }
-            inner.refusals.lift(role.key(), &bearer.hash);
+            inner.refusals.lift(role.key(), &bearer.claims.token_hash);
             Step::Land(Ok(issued))
         }
         Err(problem) => {
@@ -161,8 +161,8 @@ fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refus
         ),
         // That token only. What other pods' tokens bought is theirs.
         RefusalKind::InvalidToken | RefusalKind::ExpiredToken | RefusalKind::Invalid => {
-            role.condemn(&bearer.hash);
-            inner.refusals.remember_token(bearer.hash, &bearer.claims, refusal.clone(), now);
+            role.condemn(&bearer.claims.token_hash);
+            inner.refusals.remember_token(bearer.claims.token_hash, &bearer.claims, refusal.clone(), now);
             log_refusal(role, bearer, &refusal, "token refused: another pod's is tried");
             Step::NextBearer(refusal)
         }
@@ -180,7 +180,7 @@ fn drop_role(inner: &Inner, role: &Role, bearer: &Bearer, refusal: Refusal, now:
 
 fn denied(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusal, now: Now) -> Step {
     inner.denials.denied(role.key(), now);
-    let (since, pods) = role.denied(&bearer.claims.pod_uid, now);
+    let (since, pods) = role.denied(bearer.claims.pod_uid(), now);
     if role.valid_at(now).is_none() {
         return drop_role(inner, role, bearer, refusal, now, "access denied");
     }
@@ -219,7 +219,7 @@ fn log_refusal(role: &Role, bearer: &Bearer, refusal: &Refusal, meaning: &str) {
         message = %refusal.message,
         namespace = role.key().namespace(),
         service_account = role.key().service_account(),
-        pod_uid = %bearer.claims.pod_uid,
+        pod_uid = bearer.claims.pod_uid(),
         "{meaning}"
     );
 }

@@ -66,11 +66,12 @@ impl Unchecked {
     pub(super) fn turn(&self, claims: &Claims, now: Now) -> Option<(Turn, Instant)> {
         let mut gate = lock(&self.gate);
         let slot = gate.next.map_or(now.mono, |next| next.max(now.mono));
-        if slot > now.mono + LONGEST_QUEUE || !gate.pods.insert(Arc::clone(&claims.pod_uid)) {
+        let pod_uid = Arc::from(claims.pod_uid());
+        if slot > now.mono + LONGEST_QUEUE || !gate.pods.insert(Arc::clone(&pod_uid)) {
             return None;
         }
         gate.next = Some(slot + GAP);
-        Some((Turn { pod_uid: Arc::clone(&claims.pod_uid), gate: Arc::clone(&self.gate) }, slot))
+        Some((Turn { pod_uid, gate: Arc::clone(&self.gate) }, slot))
     }
 
     pub(super) fn flush(&self) -> usize {
@@ -96,7 +97,7 @@ pub(super) async fn check(
             Ok(issued) => {
                 // EKS Auth has verified the token, so by now the claims are true.
                 issued.log_issued_to(claims, &RoleKey::new(Arc::clone(claims), Scope::Pod));
-                inner.unchecked.passed.insert(*permit.token_hash(), Arc::new(issued));
+                inner.unchecked.passed.insert(claims.token_hash, Arc::new(issued));
             }
             Err(problem) => {
                 tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");
@@ -109,7 +110,7 @@ pub(super) async fn check(
                 code = %refusal.code,
                 "a token that could not be verified here was refused"
             );
-            inner.refusals.remember_token(*permit.token_hash(), claims, refusal, now);
+            inner.refusals.remember_token(claims.token_hash, claims, refusal, now);
         }
         Err(Failure::Throttled { .. }) => inner.pace.throttled(now),
         Err(Failure::Unavailable { .. }) => inner.pace.failed(now),

@@ -120,7 +120,7 @@ async fn check(
     for got in &got {
         match got {
             Ok((issued, _)) => {
-                prop_assert_eq!(&*issued.fetched_by.service_account, name);
+                prop_assert_eq!(issued.fetched_by.service_account(), name);
                 prop_assert!(issued.expiration > asked.wall, "expired credentials were handed out");
                 prop_assert!(since_flush(issued.obtained.mono), "flushed credentials were handed out");
                 if well {
