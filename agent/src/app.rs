@@ -39,13 +39,13 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
         Metrics::new(Registry::new()).map_err(|error| format!("metrics cannot be registered: {error}"))?,
     );
     let max_connections = server::affordable_connections(config.max_connections);
-    // The kernel can name the callers of those connections only that are opened under its programs' eyes.
+    // Before listening: the kernel programs attribute only connections that are opened after they were attached.
     let attribution = Attribution::start(config.verification.mode, &attribution_settings(&config));
     metrics.attribution(attribution.source());
     if config.verification.mode == Verify::Enforce && config.node_name.is_none() {
         tracing::warn!(
             event = "no_node_name",
-            "without --node-name tokens of other nodes' pods are not told apart"
+            "without --node-name, tokens of pods on other nodes are not refused"
         );
     }
     // Then listening: what connects from here on waits in the backlog instead of being refused, and Java's six
@@ -163,14 +163,20 @@ pub async fn run(config: ServerConfig, cancel: CancellationToken) -> Result<(), 
     }
     match control {
         Ok(control) => {
+            let flushed = Arc::clone(&service);
             let flush = move |request: FlushRequest| match &request {
-                FlushRequest::All => credentials.flush(None),
+                FlushRequest::All => {
+                    let service = Arc::clone(&flushed);
+                    service.authenticator.forget_all();
+                    tokio::spawn(async move { service.authenticator.renew_keys(service.clock.now()).await });
+                    credentials.flush(None)
+                }
                 FlushRequest::Of(account) => credentials.flush(Some((&account.namespace, &account.name))),
             };
             background.spawn(serve_control(control, flush, cancel.clone()));
         }
         Err(problem) => {
-            tracing::warn!(event = "control_socket_missing", %problem, "podcred flush will not reach this agent");
+            tracing::warn!(event = "control_socket_missing", %problem, "`podcred flush` cannot reach this agent");
         }
     }
     let first = cancel.run_until_cancelled(first_held(&mut pods_ports, &service.attribution)).await;
@@ -211,7 +217,7 @@ fn open_for_pods(
                 tracing::warn!(
                     event = "listener_skipped",
                     %problem,
-                    "an address is not served; `podcred initialize` makes the link-local ones"
+                    "this address is not served; `podcred initialize` creates the link-local ones"
                 );
                 ports.skip(address, problem);
             }
@@ -262,9 +268,8 @@ fn readiness(
                 false => readiness.degraded("attribution", problem),
             }
         }
-        Some(problem) if service.policy.refuses() && !attribution.can_enforce() => {
-            readiness.failing("attribution", format!("nobody can be refused by the kernel's word: {problem}"))
-        }
+        Some(problem) if service.policy.refuses() && !attribution.can_enforce() => readiness
+            .failing("attribution", format!("callers cannot be verified, so none is served: {problem}")),
         Some(problem) => readiness.degraded("attribution", problem),
         None => readiness.ok("attribution"),
     };
@@ -295,7 +300,7 @@ fn scrape(service: &Service, keys: &Keys) -> String {
             .then(|| (PodSample::all(&service.pods.all(), counted.pods), limits.metrics_max)),
     };
     service.metrics.render(&snapshot).unwrap_or_else(|error| {
-        tracing::error!(event = "metrics_failed", %error, "the metrics cannot be written");
+        tracing::error!(event = "metrics_failed", %error, "cannot write the metrics");
         String::new()
     })
 }
@@ -309,7 +314,7 @@ fn counted_in_the_kernel(attribution: &Attribution) -> (Counted, Option<Kernel>)
     };
     read().unwrap_or_else(|error| {
         let error = chain(&error);
-        tracing::error!(event = "metrics_failed", %error, "what the kernel counted cannot be read");
+        tracing::error!(event = "metrics_failed", %error, "cannot read the kernel's counters");
         (Counted::default(), None)
     })
 }

@@ -104,16 +104,16 @@ impl Unattributed {
 impl fmt::Display for Unattributed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Unattributed::Off => "nobody looks on this node",
+            Unattributed::Off => "attribution is off on this node",
             Unattributed::NoProbe => "this node cannot tell; `podcred doctor` says why",
             Unattributed::NoRecord => {
-                "its connect() was made outside the pods' cgroups, in a sandbox with a network of its own, through a \
-                 proxy, or beside more than 64 others of one pod that were not done"
+                "it was opened outside the pods' cgroups, in a sandbox with its own network stack, through a proxy, or while \
+                 the pod had 64 other handshakes under way"
             }
             Unattributed::NotAPod => "its process belongs to the node and not to a pod",
             Unattributed::Gone => "its container has ended",
-            Unattributed::NotYetKnown => "a proxy opened it for a pod that has not been seen connecting",
-            Unattributed::JustAttached => "the kernel programs were not there when it was opened",
+            Unattributed::NotYetKnown => "a proxy opened it for a pod that has not connected by itself yet",
+            Unattributed::JustAttached => "it may have been opened before the kernel programs were attached",
             Unattributed::CannotTell => "the kernel could not be asked",
         })
     }
@@ -282,18 +282,18 @@ impl Attribution {
     fn say(&self, verify: Verify) {
         let source = self.source();
         match (&self.problem, verify) {
-            (None, _) => tracing::info!(event = "attribution", source, "what callers are known by"),
+            (None, _) => tracing::info!(event = "attribution", source, "caller attribution source"),
             (Some(problem), Verify::Enforce) if !self.can_enforce() => tracing::error!(
                 event = "attribution",
                 source,
                 %problem,
-                "--verify enforce cannot be kept on this node, so every request is refused; `podcred doctor` says more"
+                "--verify enforce is impossible on this node, so every request is refused; run `podcred doctor`"
             ),
             (Some(problem), _) => tracing::warn!(
                 event = "attribution",
                 source,
                 %problem,
-                "callers are not known as well as they could be; `podcred doctor` says more"
+                "caller attribution is limited; run `podcred doctor`"
             ),
         }
     }

@@ -1,5 +1,6 @@
 //! Who does this token say is calling, and is that true?
 
+mod ended;
 pub mod keys;
 mod known;
 pub mod last;
@@ -9,6 +10,7 @@ mod minting;
 mod tests;
 pub mod token;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::Algorithm;
 
+use self::ended::Ended;
 use self::keys::{KeySource, Keys, Lookup};
 use self::known::Known;
 use self::token::{MAX_TOKEN_BYTES, TokenError};
@@ -28,8 +31,8 @@ use crate::clock::Now;
 pub enum Authenticated {
     /// The signature is good and every claim was checked.
     Verified(Arc<Claims>),
-    /// No key set could be had at all, so nobody checked the signature. Issuer, audience and expiry fit; EKS Auth
-    /// is the one to check it. These claims reach no label and no log.
+    /// Issuer, audience and expiry fit, but EKS Auth is the one to check it: no key set could be had at all, so nobody
+    /// checked the signature, or its pod has ended. These claims reach no label and no log.
     Unchecked(Arc<Claims>),
 }
 
@@ -55,13 +58,22 @@ pub struct Authenticator {
     issuer: Box<str>,
     keys: Arc<Keys>,
     known: Known,
+    ended: Ended,
+    /// Counts the times that known tokens were forgotten: what was remembered of one elsewhere is of no use then.
+    epoch: AtomicU64,
     verified: AtomicU64,
 }
 
 impl Authenticator {
     pub fn new(issuer: String, keys: Arc<Keys>, capacity: usize, most_of_a_pod: usize) -> Self {
-        let known = Known::new(capacity, most_of_a_pod);
-        Authenticator { issuer: issuer.into(), keys, known, verified: AtomicU64::new(0) }
+        Authenticator {
+            issuer: issuer.into(),
+            keys,
+            known: Known::new(capacity, most_of_a_pod),
+            ended: Ended::default(),
+            epoch: AtomicU64::new(0),
+            verified: AtomicU64::new(0),
+        }
     }
 
     /// `token` is the raw value of the one `Authorization` header.
@@ -82,6 +94,33 @@ impl Authenticator {
     /// Whose token this is, if it was ever verified.
     pub fn pod_of(&self, token: &[u8]) -> Option<Arc<Claims>> {
         (token.len() <= MAX_TOKEN_BYTES).then(|| self.known.get(&sha256(token)))?
+    }
+
+    /// To be asked before [`Authenticator::authenticate`] by whoever remembers what that gave.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// A token outlives its pod, and whoever took it from there could go on with it. From here on EKS Auth is asked about
+    /// the tokens of those that have `ended`, as long as they are not among the `live`.
+    pub fn pods_ended(&self, ended: &[Arc<str>], live: &HashSet<Arc<str>>, now: Now) {
+        self.ended.note(ended, live, now);
+        if !ended.is_empty() {
+            self.known.forget(ended);
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// From here on every token is checked anew.
+    pub fn forget_all(&self) {
+        self.known.clear();
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// The issuer may have withdrawn a key that is good here for hours. What passed by it is forgotten as well.
+    pub async fn renew_keys(&self, now: Now) {
+        self.keys.renewed(now).await;
+        self.forget_all();
     }
 
     /// Signatures that were checked and good, since the start.
@@ -108,7 +147,7 @@ impl Authenticator {
             return Err(TokenError::Signature);
         }
         self.verified.fetch_add(1, Ordering::Relaxed);
-        Ok(Authenticated::Verified(self.known.remember(unverified.into_claims())))
+        Ok(self.known.remember(unverified.into_claims(), |pod_uid| self.ended.contains(pod_uid)))
     }
 }
 

@@ -164,12 +164,17 @@ impl Policy {
     /// Nothing is refused that `enforce` was not asked for, unattributed connections excepted, which have a flag.
     fn refusal(&self, verdict: &Verdict, token: &Authenticated) -> Option<Rejection> {
         let enforced = |rejection| (self.verify == Verify::Enforce).then_some(rejection);
+        // A token that nobody here vouches for costs a call, which is charged to the pod that it names: where that is not the
+        // caller, it is not made in `audit` either.
+        let vouched = token.verified().is_some();
+        let unless_vouched = |rejection| if vouched { enforced(rejection) } else { Some(rejection) };
         match verdict {
             Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate => None,
-            Verdict::OtherPod { caller, token } => {
-                enforced(Rejection::OtherPod { caller: Arc::clone(&caller.pod_uid), pod: token.clone() })
-            }
-            Verdict::DelegatesUnknown => enforced(Rejection::DelegatesUnknown),
+            Verdict::OtherPod { caller, token } => unless_vouched(Rejection::OtherPod {
+                caller: Arc::clone(&caller.pod_uid),
+                pod: token.clone(),
+            }),
+            Verdict::DelegatesUnknown => unless_vouched(Rejection::DelegatesUnknown),
             Verdict::OtherNode => enforced(Rejection::OtherNode { pod: token.verified().cloned() }),
             Verdict::Unattributed(reason) => match self.unattributed {
                 config::Unattributed::Allow => None,

@@ -31,7 +31,7 @@ const OWN: &str = "Flags of podcred";
 #[command(
     name = "podcred",
     version,
-    about = "AWS credentials for the pods of one EKS node",
+    about = "AWS credentials for the pods of an EKS node",
     // The official agent's flag library lets the last of two equal flags win, so charts append overrides.
     args_override_self = true,
     subcommand_required = true
@@ -45,7 +45,7 @@ pub struct Cli {
 
 #[derive(Clone, Copy, Debug, Args)]
 pub struct LogConfig {
-    /// Least severe level that is logged
+    /// Least severe level to log
     #[arg(
         short = 'v',
         long,
@@ -58,7 +58,7 @@ pub struct LogConfig {
     )]
     pub verbosity: Verbosity,
 
-    /// Log lines for people or for machines
+    /// Log format, for people (text) or machines (json)
     #[arg(
         long,
         global = true,
@@ -93,11 +93,11 @@ pub enum LogFormat {
 pub enum Command {
     /// Serve credentials to the pods of this node
     Server(Box<ServerConfig>),
-    /// Make the network device with the two link-local addresses that the AWS SDKs ask
+    /// Create the network device with the two link-local addresses that AWS SDKs use
     Initialize(InitializeConfig),
-    /// Make the running agent forget the credentials of one service account, or of all
+    /// Drop the running agent's cached credentials, for one service account or for all
     Flush(FlushConfig),
-    /// Tell what this node can know callers by, and what to do where it is less than everything
+    /// Report how well this node can attribute callers, and how to fix what limits it
     #[command(after_help = DOCTOR_STATUS)]
     Doctor(DoctorConfig),
     /// Print the version
@@ -108,27 +108,27 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct ServerConfig {
-    /// Name of the EKS cluster that this node belongs to
+    /// Name of the EKS cluster this node belongs to
     #[arg(short = 'c', long, env = "PODCRED_CLUSTER_NAME", value_name = "NAME",
         value_parser = Checked(values::cluster_name), help_heading = OFFICIAL)]
     pub cluster_name: String,
 
-    /// Port that pods ask for credentials (0: any free port)
+    /// Port to serve credentials on (0: any free port)
     #[arg(short = 'p', long, env = "PODCRED_PORT", default_value = "80",
         value_parser = Checked(values::port), help_heading = OFFICIAL)]
     pub port: u16,
 
-    /// Port of /healthz and /readyz on localhost (0: any free port)
+    /// Port for /healthz and /readyz, on localhost (0: any free port)
     #[arg(long, env = "PODCRED_PROBE_PORT", value_name = "PORT", default_value = "2703",
         value_parser = Checked(values::port), help_heading = OFFICIAL)]
     pub probe_port: u16,
 
-    /// Address of /metrics
+    /// Address for /metrics
     #[arg(long, env = "PODCRED_METRICS_ADDRESS", value_name = "IP", default_value = "0.0.0.0",
         value_parser = Checked(values::ip_address), help_heading = OFFICIAL)]
     pub metrics_address: IpAddr,
 
-    /// Port of /metrics (0: any free port)
+    /// Port for /metrics (0: any free port)
     #[arg(long, env = "PODCRED_METRICS_PORT", value_name = "PORT", default_value = "2705",
         value_parser = Checked(values::port), help_heading = OFFICIAL)]
     pub metrics_port: u16,
@@ -139,23 +139,23 @@ pub struct ServerConfig {
         value_parser = Checked(values::ip_address), help_heading = OFFICIAL)]
     pub bind_hosts: Vec<IpAddr>,
 
-    /// Longest time until credentials are renewed (0 turns caching off)
+    /// Age at which credentials are renewed at the latest (0 turns caching off)
     #[arg(long = "max-credential-retention-before-renewal",
         env = "PODCRED_MAX_CREDENTIAL_RETENTION_BEFORE_RENEWAL", value_name = "DURATION", default_value = "3h",
         value_parser = Checked(values::any_duration), help_heading = OFFICIAL)]
     pub max_credential_retention: Duration,
 
-    /// Most role keys that are kept, those of live pods excepted (0 turns caching off)
+    /// Maximum number of cached role keys; those with live pods are kept beyond it (0 turns caching off)
     #[arg(long, env = "PODCRED_MAX_CACHE_SIZE", value_name = "N", default_value = "2000",
         value_parser = values::number(0..=10_000_000_usize), help_heading = OFFICIAL)]
     pub max_cache_size: usize,
 
-    /// Most renewals a second towards EKS Auth
+    /// Maximum renewals per second to EKS Auth
     #[arg(long, env = "PODCRED_MAX_SERVICE_QPS", value_name = "N", default_value = "3",
         value_parser = values::number(1..=10_000_u32), help_heading = OFFICIAL)]
     pub max_service_qps: u32,
 
-    /// Read the shared AWS credentials file again every 60 s (hybrid nodes)
+    /// Reread the shared AWS credentials file every 60 s (for hybrid nodes)
     // `--rotate-credentials true` is what the official chart writes. The official agent reads the second word as a
     // stray argument, so there `--rotate-credentials false` turns rotation on; here it does what it says.
     #[arg(long, env = "PODCRED_ROTATE_CREDENTIALS", value_name = "BOOL", action = ArgAction::Set,
@@ -163,9 +163,9 @@ pub struct ServerConfig {
         value_parser = Checked(values::boolean), help_heading = OFFICIAL)]
     pub rotate_credentials: bool,
 
-    /// Endpoint of EKS Auth instead of the region's own
+    /// EKS Auth endpoint to use instead of the region's own
     #[arg(long, env = "PODCRED_ENDPOINT", value_name = "URL",
-        value_parser = Checked(values::endpoint), help_heading = OFFICIAL)]
+        value_parser = Checked(values::trusted_url), help_heading = OFFICIAL)]
     pub endpoint: Option<String>,
 
     /// The cluster's token issuer [default: the issuer of the agent's own token, see --token-file]
@@ -173,13 +173,13 @@ pub struct ServerConfig {
         value_parser = Checked(values::issuer), help_heading = OWN)]
     pub issuer: Option<String>,
 
-    /// The agent's own projected token, which names the issuer when --issuer does not
+    /// The agent's own projected token, which names the issuer if --issuer is not set
     #[arg(long, env = "PODCRED_TOKEN_FILE", value_name = "PATH",
         default_value = "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount/eks-pod-identity-token",
         value_parser = Checked(values::file), help_heading = OWN)]
     pub token_file: PathBuf,
 
-    /// Where the issuer's keys are, for nodes that cannot reach the issuer [default: ISSUER/keys]
+    /// URL of the issuer's keys, for nodes that cannot reach the issuer [default: ISSUER/keys]
     #[arg(long, env = "PODCRED_JWKS_URL", value_name = "URL",
         value_parser = Checked(values::trusted_url), help_heading = OWN)]
     pub jwks_url: Option<String>,
@@ -187,21 +187,21 @@ pub struct ServerConfig {
     #[command(flatten)]
     pub sharing: Sharing,
 
-    /// Age from which a new pod has its service account's credentials renewed, so that a changed association applies
+    /// Age from which a new pod causes its service account's credentials to be renewed, so that a changed association applies
     #[arg(long, env = "PODCRED_REVALIDATE_AFTER", value_name = "DURATION", default_value = "60s",
         value_parser = values::bounded(Duration::from_secs(1), Duration::MAX,
-            "shorter intervals would call EKS Auth for every new pod; a long one, such as 24h, turns it off"),
+            "a shorter interval would call EKS Auth for every new pod; a long one, such as 24h, turns revalidation off"),
         help_heading = OWN)]
     pub revalidate_after: Duration,
 
-    /// Longest time that a request waits for EKS Auth before it is answered with a 503
+    /// Maximum time a request waits for EKS Auth before it gets a 503
     #[arg(long, env = "PODCRED_EKS_AUTH_WAIT", value_name = "DURATION", default_value = "1.8s",
         value_parser = values::bounded(Duration::from_millis(1), Duration::from_secs(10),
-            "give 1ms to 10s; boto3 hangs up after 2 s, so only clients that you know to wait longer gain from more"),
+            "give 1ms to 10s; boto3 hangs up after 2 s, so a longer wait helps only clients that wait longer themselves"),
         help_heading = OWN)]
     pub eks_auth_wait: Duration,
 
-    /// Threads that serve requests
+    /// Number of threads that serve requests
     #[arg(long, env = "PODCRED_WORKERS", value_name = "N", default_value = "2",
         value_parser = values::number(1..=256_usize), help_heading = OWN)]
     pub workers: usize,
@@ -218,27 +218,27 @@ pub struct ServerConfig {
     #[command(flatten)]
     pub pod_limits: PodLimits,
 
-    /// Kubernetes name of this node: told to EKS Auth, and compared with the node that a token names
+    /// Kubernetes name of this node; sent to EKS Auth, and compared with the node that a token names
     #[arg(long, env = "PODCRED_NODE_NAME", value_name = "NAME",
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub node_name: Option<String>,
 
-    /// The cluster's API server, for the flags that need it [default: as Kubernetes tells the pod]
+    /// URL of the cluster's API server, for the flags that require it [default: from the pod's environment]
     #[arg(long, env = "PODCRED_API_SERVER", value_name = "URL",
         value_parser = Checked(values::trusted_url), help_heading = OWN)]
     pub api_server: Option<String>,
 
-    /// Key of a taint to take off this node when the agent is ready to serve [default: none]
+    /// Key of a taint to remove from this node when the agent is ready to serve [default: none]
     #[arg(long, env = "PODCRED_STARTUP_TAINT", value_name = "KEY",
         value_parser = Checked(values::taint_key), help_heading = OWN)]
     pub startup_taint: Option<String>,
 
-    /// EC2 instance id of this node, told to EKS Auth
+    /// EC2 instance ID of this node, sent to EKS Auth
     #[arg(long, env = "PODCRED_INSTANCE_ID", value_name = "ID",
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub instance_id: Option<String>,
 
-    /// Availability zone of this node, told to EKS Auth
+    /// Availability zone of this node, sent to EKS Auth
     #[arg(long, env = "PODCRED_ZONE", value_name = "ZONE",
         value_parser = Checked(values::identifier), help_heading = OWN)]
     pub zone: Option<String>,
@@ -248,12 +248,12 @@ pub struct ServerConfig {
         value_parser = Checked(values::socket_path), help_heading = OWN)]
     pub control_socket: PathBuf,
 
-    /// Most connections of pods at one time
+    /// Maximum number of open connections from pods
     #[arg(long, env = "PODCRED_MAX_CONNECTIONS", value_name = "N", default_value = "4096",
         value_parser = values::number(1..=1_000_000_usize), help_heading = OWN)]
     pub max_connections: usize,
 
-    /// Longest time that running requests get after SIGTERM
+    /// Maximum time for running requests to finish after SIGTERM
     #[arg(long, env = "PODCRED_SHUTDOWN_GRACE", value_name = "DURATION", default_value = "10s",
         value_parser = values::bounded(Duration::ZERO, Duration::from_secs(600),
             "give 0 to 10m, and less than the pod's terminationGracePeriodSeconds"),
@@ -267,20 +267,20 @@ const CONTROL_SOCKET: &str = "/run/podcred/control.sock";
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(args_override_self = true)]
 pub struct InitializeConfig {
-    /// Whether to set up fd00:ec2::23 too: auto does where the kernel has IPv6
+    /// Whether to set up fd00:ec2::23 too (auto: if the kernel has IPv6)
     #[arg(long, env = "PODCRED_IPV6", value_name = "MODE", default_value = "auto",
         value_parser = Choice::<Ipv6>::default())]
     pub ipv6: Ipv6,
 
-    /// Remove the device, with its addresses and routes, instead of making it
+    /// Remove the device with its addresses and routes, instead of creating it
     #[arg(long)]
     pub remove: bool,
 
-    /// With --remove: also remove what `podcred server --pin` left here, and with it what that refused pods at IMDS
+    /// With --remove: also remove what `podcred server --pin` left here, so that pods are no longer refused at IMDS
     #[arg(long, env = "PODCRED_PIN", value_name = "PATH", value_parser = Checked(values::file))]
     pub pin: Option<PathBuf>,
 
-    /// When done, stay until SIGTERM, and until then wait for an agent to let go of the device: for a DaemonSet's pod
+    /// Stay until SIGTERM when done; with --remove, first wait until no agent serves on the device (for a DaemonSet)
     #[arg(long)]
     pub stay: bool,
 }
@@ -296,7 +296,7 @@ pub enum Ipv6 {
 #[derive(Clone, Debug, Args)]
 #[command(args_override_self = true)]
 pub struct FlushConfig {
-    /// Only the credentials of this service account [default: all]
+    /// Service account whose credentials to drop [default: all]
     #[arg(value_name = "NAMESPACE/SERVICEACCOUNT", value_parser = Checked(ServiceAccount::parse))]
     pub service_account: Option<ServiceAccount>,
 
@@ -314,8 +314,8 @@ pub struct DoctorConfig {
     pub node: NodePaths,
 }
 
-const DOCTOR_STATUS: &str = "Exit status: 0 if `--verify enforce` is possible on this node, 1 if it is not, 2 if that \
-    cannot be told yet, because the kubelet has not made its cgroups, or if the command line is wrong.";
+const DOCTOR_STATUS: &str = "Exit status: 0 if `--verify enforce` is possible on this node; 1 if it is not; 2 if this \
+    cannot be determined yet because the kubelet has not created its cgroups, or if the command line is wrong.";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {
@@ -371,9 +371,7 @@ impl ServerConfig {
 
     fn check_attribution(&self) -> Result<(), String> {
         if self.startup_taint.is_some() && self.node_name.is_none() {
-            return Err(
-                "--startup-taint needs --node-name: the taint is taken off the node of that name".to_owned()
-            );
+            return Err("--startup-taint requires --node-name: the node to remove the taint from".to_owned());
         }
         let named = [
             ("--delegate", !self.verification.delegates.is_empty()),
@@ -381,12 +379,12 @@ impl ServerConfig {
         ];
         if let Some((flag, _)) = named.iter().find(|(_, named)| *named && self.node_name.is_none()) {
             return Err(format!(
-                "{flag} needs --node-name: which pods run as that service account is had by the node's name"
+                "{flag} requires --node-name, to find the pods of this node that run as that service account"
             ));
         }
         if self.imds.mode == Imds::RefusePods && self.verification.mode == Verify::Off {
             return Err(
-                "--imds refuse-pods needs the kernel programs, which --verify off leaves out: choose audit"
+                "--imds refuse-pods requires the kernel programs, which --verify off does not load: use --verify audit"
                     .to_owned(),
             );
         }
@@ -411,12 +409,12 @@ impl ServerConfig {
                 }
                 if flag == other_flag {
                     return Err(format!(
-                        "--bind-hosts: {host} and {other_host} cannot be served both: name each address once, and \
+                        "--bind-hosts: {host} and {other_host} cannot both be served: name each address once, and \
                          none beside an unspecified one (0.0.0.0, ::)"
                     ));
                 }
                 return Err(format!(
-                    "{flag}: {port} on {host} is taken by {other_flag} on {other_host}: give them different ports"
+                    "{flag}: port {port} on {host} is already used by {other_flag} on {other_host}: give them different ports"
                 ));
             }
         }
@@ -434,7 +432,7 @@ pub fn normalise_args(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-/// `podcred server`'s flags as a Markdown table: flag, environment variable, default, meaning.
+/// `podcred server`'s flags as a Markdown table, for docs/reference.md: flag, environment variable, default, meaning.
 pub fn flag_table() -> String {
     let mut cli = Cli::command();
     cli.build();
@@ -463,5 +461,5 @@ fn flag_names(arg: &Arg) -> String {
 
 fn choices(arg: &Arg) -> String {
     let names: Vec<_> = arg.get_possible_values().iter().map(|v| format!("`{}`", v.get_name())).collect();
-    if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) }
+    if names.is_empty() { String::new() } else { format!(". One of: {}", names.join(", ")) }
 }

@@ -6,6 +6,7 @@
 mod denials;
 mod fetch;
 mod issued;
+mod outages;
 mod pace;
 mod refusals;
 mod role;
@@ -25,9 +26,10 @@ pub use self::issued::Issued;
 pub use self::role::Purpose;
 
 use self::denials::Denials;
+use self::outages::Outages;
 use self::pace::Pace;
 use self::refusals::{Memory, Refusals};
-use self::role::{Answer, Departure, Role, Upkeep};
+use self::role::{Answer, Departure, Role, Upkeep, Wanted};
 use self::unchecked::Unchecked;
 use crate::authorize::{Permit, UncheckedPermit};
 use crate::claims::RoleKey;
@@ -84,6 +86,7 @@ struct Inner {
     caching: bool,
     refusals: Refusals,
     denials: Denials,
+    outages: Outages,
     pace: Pace,
     unchecked: Unchecked,
     eks_auth: Arc<dyn EksAuth>,
@@ -114,6 +117,7 @@ impl Credentials {
                 caching: settings.max_cache_size > 0,
                 refusals: Refusals::new(),
                 denials: Denials::default(),
+                outages: Outages::default(),
                 pace: Pace::new(settings.renewals_per_second, settings.revalidate_after, clock.now()),
                 unchecked: Unchecked::new(),
                 eks_auth,
@@ -194,36 +198,39 @@ impl Credentials {
         let inner = &self.inner;
         let deadline = asked.mono + inner.wait;
         loop {
-            let (mut flight, departing, meanwhile, briefly) = match answer {
+            let (mut flight, departing, wanted) = match answer {
                 Answer::Serve(issued) => return Ok(at_hand(issued, inner.clock.now())),
-                Answer::Wait { flight, departing, meanwhile, briefly } => {
-                    (flight, departing, meanwhile, briefly)
-                }
+                Answer::Wait { flight, departing, wanted } => (flight, departing, wanted),
             };
             if let Some(departure) = departing {
                 inner.depart(role, departure);
             }
-            let until = if briefly { deadline.min(asked.mono + REVALIDATION_WAIT) } else { deadline };
+            let until = match wanted {
+                Wanted::Revalidated => deadline.min(asked.mono + REVALIDATION_WAIT),
+                Wanted::First | Wanted::Better | Wanted::OwnAnswer => deadline,
+            };
             let landed = timeout_at(until, flight.wait_for(Option::is_some)).await;
             let outcome = landed.map(|changed| changed.ok().and_then(|landed| (*landed).clone()));
             let now = inner.clock.now();
 
-            // Whoever's call it was, this token may have been found wanting meanwhile.
-            let memory = inner.refusals.of(permit, now);
-            if let Memory::Refuse(refusal) = memory {
-                return Err(refuse(refusal, permit));
-            }
-            let recheck = matches!(memory, Memory::Recheck);
-            if let Ok(Some(Ok(issued))) = &outcome
+            // Whoever's call it was, this token may have been found wanting meanwhile, or good after all.
+            let recheck = match inner.refusals.of(permit, now) {
+                Memory::Nothing => false,
+                Memory::Recheck => true,
+                Memory::Refuse(refusal) => return Err(refuse(refusal, permit)),
+            };
+            if let Ok(Some(Ok(issued))) = outcome
                 && !recheck
             {
-                return Ok((Arc::clone(issued), ServedFrom::EksAuth));
+                return Ok((issued, ServedFrom::EksAuth));
             }
-            if now.mono >= deadline || (briefly && !recheck) || (meanwhile.is_some() && !recheck) {
-                return match role.valid_at(now) {
-                    Some(issued) if !recheck => Ok(at_hand(issued, now)),
-                    Some(_) | None => Err(not_yet(role, permit)),
-                };
+            let makes_do = match wanted {
+                Wanted::First | Wanted::OwnAnswer => false,
+                Wanted::Better | Wanted::Revalidated => !recheck,
+            };
+            if makes_do || now.mono >= deadline {
+                let valid = role.valid_at(now).filter(|_| !recheck);
+                return valid.map(|issued| at_hand(issued, now)).ok_or_else(|| not_yet(role, permit));
             }
             // The flight brought nothing for this pod: others' tokens were refused, or its task died. With its own
             // token it can still be served.
@@ -264,10 +271,11 @@ impl Credentials {
     /// Drops the credentials of one service account, or all; says how many there were.
     pub fn flush(&self, service_account: Option<(&str, &str)>) -> usize {
         let now = self.inner.clock.now();
-        let mut dropped = if service_account.is_none() { self.inner.unchecked.flush() } else { 0 };
+        let is_meant = |of: (&str, &str)| service_account.is_none_or(|named| named == of);
+        let mut dropped =
+            self.inner.unchecked.flush(|claims| is_meant((claims.namespace(), claims.service_account())));
         for (key, role) in self.inner.roles.iter() {
-            let meant = service_account.is_none_or(|named| named == (key.namespace(), key.service_account()));
-            if meant && role.flush(now) {
+            if is_meant((key.namespace(), key.service_account())) && role.flush(now) {
                 dropped += 1;
             }
         }
@@ -333,13 +341,16 @@ impl Inner {
         }
     }
 
-    /// One call, timed and counted; and when it was over.
+    /// One call, timed, counted and told of if it brought no answer; and when it was over.
     async fn assume_role(&self, token: SecretString, purpose: Purpose) -> (Result<Assumed, Failure>, Now) {
         let called = self.clock.now();
         let answer = self.eks_auth.assume_role_for_pod_identity(token).await;
         let now = self.clock.now();
         let took = now.mono.saturating_duration_since(called.mono);
         self.metrics.eks_auth_call(purpose, answer.as_ref().err(), took);
+        if let Err(failure) = &answer {
+            self.outages.tell(failure, now);
+        }
         (answer, now)
     }
 

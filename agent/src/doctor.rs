@@ -121,18 +121,21 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::Enforce => {
-                write!(f, "Callers are known by the kernel programs: --verify enforce is possible.")
+                write!(f, "The kernel programs attribute callers: --verify enforce is possible.")
             }
             Verdict::AuditBy { source: "none", why } => {
-                write!(f, "Callers are not known, and --verify enforce is impossible: {why}")
+                write!(f, "Callers cannot be attributed, and --verify enforce is impossible: {why}")
             }
             Verdict::AuditBy { source, why } => {
-                write!(f, "Callers are known by {source}, and --verify enforce is impossible: {why}")
+                write!(
+                    f,
+                    "Callers are attributed by {source} only, and --verify enforce is impossible: {why}"
+                )
             }
             Verdict::TooEarly => {
                 write!(
                     f,
-                    "Whether callers can be known cannot be told before the kubelet has made its cgroups."
+                    "Not known yet: the kubelet has not created its cgroups, which attribution depends on."
                 )
             }
         }

@@ -37,7 +37,8 @@ pub enum Failure {
     /// EKS Auth asks for fewer calls.
     Throttled { message: Arc<str> },
     /// No usable answer: 5xx, timeout, network, an unreadable answer, or the agent has no valid credentials of its own.
-    Unavailable { message: Arc<str> },
+    /// The cause may name hosts, proxies and files, so it is for the log; pods are told the message.
+    Unavailable { message: &'static str, cause: Arc<str> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

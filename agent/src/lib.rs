@@ -1,8 +1,8 @@
 //! podcred: credentials for the pods of one EKS node.
 //!
-//! A request's way: [`server`] accepts the connection, [`request`] lists the steps, [`authenticate`] checks the token,
-//! [`authorize`] gives the permit, [`credentials`] finds or fetches what it is for, [`eks_auth`] is whom it asks, and
-//! [`reject`] says what went wrong. [`app`] wires them.
+//! The way of a request: [`server`] accepts the connection, [`attribute`] asks the kernel who opened it, [`request`] lists
+//! the steps, [`authenticate`] verifies the token, [`authorize`] gives a permit, [`credentials`] finds what is cached for it
+//! or fetches it through [`eks_auth`], and [`reject`] is what can go wrong. [`app`] wires them together.
 
 pub mod admin;
 pub mod api_server;

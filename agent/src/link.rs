@@ -96,7 +96,7 @@ pub async fn run_until_free(config: &InitializeConfig) -> Result<Outcome, LinkEr
         match run(config).await {
             Err(problem @ LinkError::Served { .. }) => {
                 if !std::mem::replace(&mut told, true) {
-                    warn!(event = "link_in_use", %problem, "the device is removed when nobody serves on it any more");
+                    warn!(event = "link_in_use", %problem, "waiting to remove the device until no agent serves on it");
                 }
                 sleep(LOOK_AGAIN).await;
             }
@@ -135,7 +135,7 @@ async fn set_up(netlink: &Netlink, ipv6: Ipv6) -> Result<Outcome, LinkError> {
         if !netlink.addresses().await?.contains(&(index, address)) {
             match netlink.add_address(index, address).await {
                 Err(LinkError::NoIpv6) if ipv6 == Ipv6::Auto => {
-                    info!(%address, "left out: this network namespace has no IPv6");
+                    info!(%address, "address left out: this network namespace has no IPv6");
                     continue;
                 }
                 result => result?,
@@ -149,7 +149,7 @@ async fn set_up(netlink: &Netlink, ipv6: Ipv6) -> Result<Outcome, LinkError> {
     }
     tell_who_serves(&wanted);
     if changes.is_empty() {
-        info!(link = LINK, "already set up, nothing to do");
+        info!(link = LINK, "already set up: nothing to do");
         return Ok(Outcome::AlreadySo);
     }
     info!(link = LINK, "set up: {}", changes.join(", "));
@@ -161,7 +161,7 @@ fn tell_who_serves(ours: &[IpAddr]) {
     let listening = match listening() {
         Ok(listening) => listening,
         Err(error) => {
-            warn!(event = "listeners_unknown", %error, "whether an agent serves here already cannot be seen");
+            warn!(event = "listeners_unknown", %error, "cannot determine whether another agent serves here already");
             return;
         }
     };
@@ -169,14 +169,14 @@ fn tell_who_serves(ours: &[IpAddr]) {
         warn!(
             event = "port_taken",
             %address,
-            "an agent serves this address already. If it is the EKS Pod Identity Agent, keep that off this node, as \
-             docs/migrate.md shows: `podcred server` waits for the port, and takes it the moment that agent ends"
+            "another agent already serves this address. If it is the EKS Pod Identity Agent, keep it off this node \
+             (docs/migrate.md): `podcred server` waits for the port, and takes it as soon as that agent ends"
         );
     } else if listening.iter().any(IpAddr::is_unspecified) {
         warn!(
             event = "port_taken",
-            "a process listens on port 80 of all addresses, so that `podcred server` cannot serve on this link's: if it is \
-             an ingress on the host's network, have it listen on the addresses that it needs"
+            "a process listens on port 80 of all addresses, so `podcred server` cannot serve on this link's. If it is an \
+             ingress on the host's network, make it listen only on the addresses it needs"
         );
     }
 }
@@ -184,7 +184,7 @@ fn tell_who_serves(ours: &[IpAddr]) {
 /// The addresses and routes go with their device.
 async fn remove(netlink: &Netlink) -> Result<Outcome, LinkError> {
     let Some(link) = netlink.link().await? else {
-        info!(link = LINK, "not there, nothing to remove");
+        info!(link = LINK, "not there: nothing to remove");
         return Ok(Outcome::AlreadySo);
     };
     let ours = [IpAddr::V4(IPV4), IpAddr::V6(IPV6)];
@@ -236,7 +236,7 @@ impl Netlink {
             Err(e) if e.is(Errno::OPNOTSUPP) => {}
             Err(e) => return Err(e),
         }
-        warn!(link = LINK, "this kernel has no dummy devices: making a bridge without ports instead");
+        warn!(link = LINK, "this kernel has no dummy devices: creating a bridge without ports instead");
         let bridge = self.handle.link().add(LinkBridge::new(LINK).build()).execute().await;
         bridge.map_err(|e| problem(format!("making the bridge {LINK}"), e))?;
         Ok("made a bridge without ports".to_owned())

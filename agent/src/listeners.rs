@@ -17,8 +17,8 @@ use crate::clock::Clock;
 use crate::locks::lock;
 use crate::server;
 
-/// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. An attempt to
-/// bind costs some microseconds.
+/// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. Two ports that are
+/// waited for cost 2 % of a processor.
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 /// Nobody's credentials wait for probes and scrapes.
 const TRY_OWN_AGAIN: Duration = Duration::from_millis(500);
@@ -121,7 +121,7 @@ impl Port {
         match cancel.run_until_cancelled(self.waited_for(attribution)).await? {
             Ok(listener) => Some(listener),
             Err(problem) => {
-                tracing::error!(event = "listener_skipped", %problem, "an address is not served");
+                tracing::error!(event = "listener_skipped", %problem, "this address is not served");
                 None
             }
         }
@@ -203,8 +203,8 @@ impl Port {
             event = "port_taken",
             flag = self.purpose.flag(),
             address = %self.address,
-            "another process listens here; podcred takes the port the moment that it is free. If that is another agent, \
-             keep it off this node (docs/migrate.md); if not, give one of the two another port"
+            "another process listens here; podcred takes the port as soon as it is free. If that is another agent, keep it \
+             off this node (docs/migrate.md); if not, give one of the two another port"
         );
     }
 }

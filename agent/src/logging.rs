@@ -67,20 +67,21 @@ where
 /// handshakes: tokens and secret keys would be in the log of everyone who debugs with the official chart's `-v trace`.
 /// The cap names the crates that may go lower, not those that may not, so that a new dependency starts capped.
 ///
-/// kube's crates write an error for each attempt at an API server that is away; `node_pods` says it once.
+/// kube's crates write whatever the API server answers where it is not what they expected, and that may repeat the token
+/// that it was sent. What went wrong is said by those who asked.
 fn filter(verbosity: Verbosity) -> Targets {
-    let (own, others, kube) = match verbosity {
-        Verbosity::Error => (Level::ERROR, Level::ERROR, LevelFilter::OFF),
-        Verbosity::Warn => (Level::WARN, Level::WARN, LevelFilter::OFF),
-        Verbosity::Info => (Level::INFO, Level::WARN, LevelFilter::OFF),
-        Verbosity::Debug => (Level::DEBUG, Level::INFO, LevelFilter::INFO),
-        Verbosity::Trace => (Level::TRACE, Level::INFO, LevelFilter::INFO),
+    let (own, others) = match verbosity {
+        Verbosity::Error => (Level::ERROR, Level::ERROR),
+        Verbosity::Warn => (Level::WARN, Level::WARN),
+        Verbosity::Info => (Level::INFO, Level::WARN),
+        Verbosity::Debug => (Level::DEBUG, Level::INFO),
+        Verbosity::Trace => (Level::TRACE, Level::INFO),
     };
     Targets::new()
         .with_default(LevelFilter::from_level(others))
         .with_target("podcred", own)
-        .with_target("kube_client", kube)
-        .with_target("kube_runtime", kube)
+        .with_target("kube_client", LevelFilter::OFF)
+        .with_target("kube_runtime", LevelFilter::OFF)
 }
 
 #[cfg(test)]
@@ -123,7 +124,6 @@ mod tests {
             "hyper::proto",
             "h2",
             "rustls",
-            "kube_client",
             "new",
         ] {
             assert!(!filter.would_enable(target, &Level::DEBUG), "{target}");
@@ -142,7 +142,15 @@ mod tests {
             filter.would_enable("aws_config", &Level::WARN)
                 && !filter.would_enable("aws_config", &Level::INFO)
         );
-        assert!(!filter.would_enable("kube_client::client::builder", &Level::ERROR));
+    }
+
+    #[test]
+    fn what_kube_was_answered_is_never_logged() {
+        for verbosity in [Verbosity::Error, Verbosity::Info, Verbosity::Trace] {
+            for target in ["kube_client::client", "kube_runtime::watcher"] {
+                assert!(!filter(verbosity).would_enable(target, &Level::ERROR), "{verbosity:?} {target}");
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the allocator gives back to the node: memory that was needed once, and is kept for no reason but that nobody asked.
+//! Makes glibc's allocator return free memory to the node, which it otherwise keeps.
 #![expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3) are the C library's")]
 
 /// To be called before there are threads.

@@ -1,7 +1,7 @@
 //! The pods of this node and their service accounts, as the API server lists them.
 //!
 //! Watched only where a flag names service accounts that the kernel's pod UIDs have to be compared with; then the
-//! agent's own service account needs leave to list and watch pods.
+//! agent's own service account needs permission to list and watch pods.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -17,8 +17,7 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::api_server::ApiServer;
-use crate::causes::chain;
+use crate::api_server::{self, ApiServer};
 use crate::config::ServiceAccount;
 use crate::locks::{read, write};
 
@@ -104,12 +103,12 @@ impl NodePods {
             match api_server.client() {
                 Ok(client) => break client,
                 Err(error) if !std::mem::replace(&mut told, true) => {
-                    let error = chain(&error);
+                    let error = api_server::told(&error);
                     tracing::error!(
                         event = "pods_not_watched",
                         %error,
-                        "the way to the API server is not known: delegates and exceptions stay unknown until it is. The agent's \
-                         pod needs its service account's token, or --api-server"
+                        "cannot connect to the API server, so delegates and IMDS exceptions are unknown. The agent's pod needs \
+                         its service account's token, or --api-server"
                     );
                 }
                 Err(_) => {}
@@ -132,12 +131,12 @@ impl NodePods {
                 Err(error) => {
                     // The watcher tries again by itself; one line tells that it began to fail.
                     if !std::mem::replace(&mut failing, true) {
-                        let error = chain(&error);
+                        let error = api_server::told(&error);
                         tracing::warn!(
                             event = "pods_not_watched",
                             %error,
-                            "this node's pods cannot be listed or watched; the agent's service account needs \
-                             `list` and `watch` on pods"
+                            "cannot list or watch this node's pods; the agent's service account needs `list` and `watch` on \
+                             pods"
                         );
                     }
                 }

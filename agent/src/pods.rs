@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use quick_cache::DefaultHashBuilder;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -19,7 +20,7 @@ use crate::locks::lock;
 #[derive(Debug)]
 pub struct Pods {
     limits: PodLimits,
-    by_uid: Mutex<HashMap<Arc<str>, Arc<Pod>>>,
+    by_uid: Mutex<HashMap<Arc<str>, Arc<Pod>, DefaultHashBuilder>>,
 }
 
 /// One pod, as long as it lives.
@@ -38,7 +39,7 @@ pub struct Pod {
     pub refused: AtomicU64,
 }
 
-/// What a pod may have so many of in a second. Each fills the bucket by its part of a second, and a second empties it by one.
+/// A leaky bucket for what a pod may have N of in a second: each one adds 1/N of a second, and time drains it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     /// When it will be empty again.
@@ -61,8 +62,12 @@ impl Pods {
     /// The entry of the pod that opened a connection.
     pub fn of(&self, pod_uid: &Arc<str>) -> Arc<Pod> {
         let mut pods = lock(&self.by_uid);
-        let new = || Arc::new(Pod::new(Arc::clone(pod_uid), self.limits));
-        Arc::clone(pods.entry(Arc::clone(pod_uid)).or_insert_with(new))
+        if let Some(pod) = pods.get(pod_uid) {
+            return Arc::clone(pod);
+        }
+        let pod = Arc::new(Pod::new(Arc::clone(pod_uid), self.limits));
+        pods.insert(Arc::clone(pod_uid), Arc::clone(&pod));
+        pod
     }
 
     pub fn all(&self) -> Vec<Arc<Pod>> {

@@ -166,47 +166,48 @@ impl Rejection {
                 .to_owned(),
             Rejection::MethodNotAllowed => "Use GET (or HEAD) for /v1/credentials.".to_owned(),
             Rejection::HeadersTooLarge => "The request's headers are larger than 32 kB; a token is about 1 kB.".to_owned(),
-            Rejection::WrongHost => "The Host header must be the address of the agent: 169.254.170.23 or \
-                                     [fd00:ec2::23]. Requests that reached it by another name are refused."
+            Rejection::WrongHost => "The Host header must be the agent's address, 169.254.170.23 or \
+                                     [fd00:ec2::23]. Requests that reach it by any other name are refused."
                 .to_owned(),
             Rejection::CannotEnforce => {
-                "This agent was told to refuse callers by the kernel's word (--verify enforce, or --verify-unattributed \
-                 deny), and this node has no working kernel attribution: `podcred doctor` says why and what to do."
+                "This agent must refuse callers that it cannot identify (--verify enforce, or --verify-unattributed deny), \
+                 and kernel attribution does not work on this node: `podcred doctor` says why and what to do."
                     .to_owned()
             }
             Rejection::Unattributed(reason) => {
                 format!(
-                    "This agent answers pods that the kernel knows (--verify-unattributed deny), and the pod that opened \
-                     this connection is not known: {reason}."
+                    "This agent serves only pods that the kernel can identify (--verify-unattributed deny), and the pod \
+                     that opened this connection is not known: {reason}."
                 )
             }
             Rejection::OtherPod { caller, pod } => format!(
-                "The pod with the UID {caller} opened this connection, and {} is another pod's: a token is good for its \
-                 own pod only. Whoever put it there should know; if that pod is a driver that presents other pods' \
-                 tokens, the node's operator names its service account with --delegate.",
+                "The pod with UID {caller} opened this connection, but {} belongs to another pod: a token works for its own \
+                 pod only. If the calling pod is a driver that presents other pods' tokens, the node's operator can allow \
+                 its service account with --delegate.",
                 match pod {
                     Some(pod) => format!("the token of {}", subject(Some(pod))),
                     None => "this token".to_owned(),
                 }
             ),
             Rejection::DelegatesUnknown => {
-                "This token is another pod's, and whether its bearer is a delegate is not known before the API server \
-                 has listed the bearer's pod; ask again."
+                "This token belongs to another pod, and it is not known yet whether the caller is a delegate, because the \
+                 API server has not listed the calling pod. Ask again."
                     .to_owned()
             }
             Rejection::OtherNode { pod } => format!(
-                "{} belongs to a pod of another node than this one: a token is good on its pod's node only.",
+                "{} belongs to a pod on another node: a token works on its pod's node only.",
                 match pod {
                     Some(pod) => format!("The token of {}", subject(Some(pod))),
                     None => "This token".to_owned(),
                 }
             ),
             Rejection::TooManyWaiting => {
-                "More requests of this pod wait than may (--pod-waiting), or than are answered in a second (--pod-requests); ask again later, and find out why it asks so often."
+                "This pod has too many requests waiting (--pod-waiting), or asks more often than it may in a second \
+                 (--pod-requests). Ask again later, and find out why it asks so often."
                     .to_owned()
             }
             Rejection::TooManyFailures => {
-                "This pod presented more bad tokens in a second than are looked at (--pod-failures); ask again later."
+                "This pod presented too many bad tokens in a second (--pod-failures). Ask again later."
                     .to_owned()
             }
             Rejection::Token { error, pod: None } => error.to_string(),
@@ -223,13 +224,13 @@ impl Rejection {
                 let cause = match last {
                     None => "EKS Auth has not answered yet".to_owned(),
                     Some(Failure::Throttled { .. }) => "EKS Auth throttles this account's calls".to_owned(),
-                    Some(Failure::Unavailable { message }) => format!("EKS Auth gave no answer: {message}"),
+                    Some(Failure::Unavailable { message, cause: _ }) => format!("EKS Auth gave no answer: {message}"),
                     Some(Failure::Refused(refusal)) => format!("EKS Auth refused: {}", refusal.message),
                 };
                 // Upstream's sentences may bring a full stop of their own.
                 let cause = cause.trim_end_matches('.');
                 format!(
-                    "No credentials for {} yet: {cause}. The agent goes on trying; ask again.",
+                    "No credentials for {} yet: {cause}. The agent keeps trying; ask again.",
                     subject(pod.as_deref())
                 )
             }
@@ -243,7 +244,7 @@ impl From<TokenError> for Rejection {
     }
 }
 
-/// Every refusal as a Markdown table, for README: status, `Code`, reason, text.
+/// Every refusal as a Markdown table, for docs/reference.md: status, `Code`, reason, text.
 pub fn table() -> String {
     let upstream = |kind: RefusalKind| {
         let code = match kind {
@@ -276,7 +277,7 @@ pub fn table() -> String {
     }
     table += &not_yet(None);
     table += &not_yet(Some(Failure::Throttled { message: "".into() }));
-    table += &not_yet(Some(Failure::Unavailable { message: "…".into() }));
+    table += &not_yet(Some(Failure::Unavailable { message: "…", cause: "".into() }));
     for rejection in [
         Rejection::OtherPod { caller: "…".into(), pod: None },
         Rejection::DelegatesUnknown,

@@ -139,7 +139,8 @@ impl Service {
         token: &[u8],
         now: Now,
     ) -> Result<Authenticated, Rejection> {
-        if let Some(again) = connection.last_token().again(token, now) {
+        let epoch = self.authenticator.epoch();
+        if let Some(again) = connection.last_token().again(token, epoch, now) {
             return Ok(again);
         }
         let pod = connection.pod.as_deref();
@@ -151,7 +152,7 @@ impl Service {
                 if let (Some(pod), Some(claims)) = (pod, authenticated.verified()) {
                     pod.learn_name(claims);
                 }
-                connection.last_token().note(token, &authenticated);
+                connection.last_token().note(token, epoch, &authenticated);
                 Ok(authenticated)
             }
             Err(error) => {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::connections::CapOf;
-use self::connections::{Connections, Place, Told};
+use self::connections::{Caps, Connections, Place, Told};
 use crate::authenticate::last::LastToken;
 use crate::listeners::Port;
 use crate::metrics::Connected;
@@ -73,7 +73,11 @@ pub async fn serve(
     cancel: CancellationToken,
 ) {
     let tracker = TaskTracker::new();
-    let connections = Connections::new(max_connections, service.pods.limits().connections);
+    // Where the kernel tells pods apart, whoever it does not know leaves half of the node to those that it does.
+    let unattributed =
+        if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { max_connections };
+    let caps = Caps { node: max_connections, pod: service.pods.limits().connections, unattributed };
+    let connections = Connections::new(caps);
     let accepting = TaskTracker::new();
     for port in ports {
         let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));
@@ -94,7 +98,7 @@ pub async fn serve(
         tracing::warn!(
             event = "drain_cut_short",
             open = tracker.len(),
-            "connections were still open at the end"
+            "connections were still open when --shutdown-grace was over"
         );
     }
 }
@@ -106,7 +110,7 @@ pub fn affordable_connections(wanted: usize) -> usize {
     // Containers often get a soft limit of 1,024 and a hard one of millions.
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
-        tracing::warn!(event = "descriptor_limit", %error, "the limit of open files cannot be raised");
+        tracing::warn!(event = "descriptor_limit", %error, "cannot raise the limit on open files");
     }
     let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
@@ -116,7 +120,7 @@ pub fn affordable_connections(wanted: usize) -> usize {
             event = "descriptor_limit",
             descriptors,
             connections = affordable,
-            "the limit of open files allows fewer connections than --max-connections; raise it or lower that"
+            "the limit on open files allows fewer connections than --max-connections; raise the one or lower the other"
         );
     }
     wanted.min(affordable)

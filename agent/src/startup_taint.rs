@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::api_server::{ApiServer, ApiServerError};
+use crate::api_server::{self, ApiServer, ApiServerError};
 use crate::clock::Clock;
 
 /// Readiness has no event; a node that is new waits for much longer things.
@@ -66,12 +66,12 @@ pub async fn remove(
                         event = "startup_taint_removed",
                         taint = key,
                         node,
-                        "pods without a toleration can come to this node now"
+                        "removed the startup taint: pods can be scheduled to this node now"
                     );
                 }
                 Ok(Attempt::NotThere) => told = false,
-                Ok(Attempt::Outrun) => tell(&mut told, key, node, "each change comes after somebody else's"),
-                Err(error) => tell(&mut told, key, node, &error.told()),
+                Ok(Attempt::Outrun) => tell(&mut told, key, node, "the node keeps changing meanwhile"),
+                Err(error) => tell(&mut told, key, node, &api_server::told(&error)),
             }
             outruns = 0;
             sleep(if clock.now().mono < new_until { WHILE_NEW } else { LATER }).await;
@@ -88,8 +88,8 @@ fn tell(told: &mut bool, key: &str, node: &str, error: &str) {
             taint = key,
             node,
             error,
-            "whether this node has the startup taint cannot be seen, or it cannot be taken off, and keeps pods away: the agent's \
-             service account needs `get` and `patch` on nodes, and the API server has to be in reach"
+            "cannot read or remove the startup taint; pods stay off this node. The agent's service account needs `get` and \
+             `patch` on nodes, and the agent must reach the API server"
         );
     }
 }

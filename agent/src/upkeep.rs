@@ -39,7 +39,7 @@ pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, c
     });
     let messages = async {
         if let Err(error) = service.attribution.forward_log().await {
-            tracing::warn!(event = "probe_log_failed", %error, "the kernel programs' messages cannot be read");
+            tracing::warn!(event = "probe_log_failed", %error, "cannot read the kernel programs' messages");
         }
     };
     cancel.run_until_cancelled(async { tokio::join!(often, sweeps, messages) }).await;
@@ -62,12 +62,13 @@ fn sweep(service: &Service) {
     let live = match service.attribution.live_pods() {
         Ok(live) => live,
         Err(error) => {
-            tracing::debug!(event = "cgroups_unreadable", %error, "the pods' cgroups cannot be listed");
+            tracing::debug!(event = "cgroups_unreadable", %error, "cannot list the pods' cgroups");
             return;
         }
     };
     let ended = service.pods.forget_ended(&pods, &live);
     let Some(probed) = service.attribution.probed() else { return };
+    service.authenticator.pods_ended(&ended, &live, service.clock.now());
     service.credentials.pods_ended(&ended);
     probed.cgroups.forget_dead();
     let swept = probed.counters.sweep(&probed.probe, &probed.cgroups, &live);
@@ -86,8 +87,8 @@ fn maintain(service: &Service) {
                     event = "probe_reattached",
                     program,
                     cgroup = %cgroup.display(),
-                    "a kernel program had been detached by somebody else, or its cgroup was made anew; it is attached \
-                     again, and connections since are unattributed"
+                    "a kernel program was detached by something else, or its cgroup was recreated. It is attached again; \
+                     connections made in between are unattributed"
                 );
             }
             Upkeep::Failed { error } => service.logged.probe_failed(&error, service.clock.now()),

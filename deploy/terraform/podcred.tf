@@ -1,4 +1,5 @@
-# Roles for service accounts, and the nodes' permission to ask for them on behalf of their own cluster only.
+# Roles for service accounts, the nodes' permission to ask for them on behalf of their own cluster only, and Prometheus's
+# way to the metrics.
 #
 #   module "podcred" {
 #     source         = "./deploy/terraform"
@@ -33,6 +34,18 @@ variable "service_accounts" {
   type = map(object({
     policy_arns = list(string)
   }))
+}
+
+variable "node_security_group_id" {
+  description = "Group of the nodes, to let Prometheus reach the agents' metrics"
+  type        = string
+  default     = null
+}
+
+variable "prometheus_security_group_id" {
+  description = "Group of what scrapes them; no NetworkPolicy applies to the host's network"
+  type        = string
+  default     = null
 }
 
 data "aws_eks_cluster" "this" {
@@ -119,4 +132,15 @@ resource "aws_eks_pod_identity_association" "pods" {
   namespace       = split("/", each.key)[0]
   service_account = split("/", each.key)[1]
   role_arn        = aws_iam_role.pods[each.key].arn
+}
+
+resource "aws_vpc_security_group_ingress_rule" "metrics" {
+  count = var.prometheus_security_group_id == null ? 0 : 1
+
+  description                  = "Prometheus to the metrics of podcred"
+  security_group_id            = var.node_security_group_id
+  referenced_security_group_id = var.prometheus_security_group_id
+  ip_protocol                  = "tcp"
+  from_port                    = 2705
+  to_port                      = 2705
 }

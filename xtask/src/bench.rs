@@ -45,11 +45,11 @@ pub(crate) struct Arguments {
     /// Only this part of the table (repeatable)
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
-    /// How many rounds of two seconds each comparison takes
+    /// Number of two-second rounds for each comparison
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(i64::from(middle::FEWEST)..=100))]
     rounds: u32,
-    /// Start another agent by this shell command, and put it into the same table. {port}, {probe-port}, {metrics-port},
-    /// {endpoint} (of EKS Auth), {issuer}, {cluster} and {scratch} (a folder) are put in
+    /// Start another agent with this shell command, and add it to the table. In the command, {port}, {probe-port},
+    /// {metrics-port}, {endpoint} (of EKS Auth), {issuer}, {cluster} and {scratch} (a folder) are replaced
     #[arg(long, value_name = "COMMAND")]
     against: Option<String>,
     /// Measure this podcred binary instead of the image's
@@ -79,7 +79,7 @@ enum Part {
     Roles,
     /// The load harness against wrk
     Harness,
-    /// An unrelated connect() with and without the kernel programs (root); `bench-connect` is this alone, with more rounds
+    /// An unrelated connect() with and without the kernel programs (root); `bench-connect` measures this with more rounds
     Connect,
 }
 

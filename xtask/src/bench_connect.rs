@@ -24,7 +24,7 @@ const MEASUREMENTS: u32 = 150;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How many measurements; one takes about a quarter of a second
+    /// Number of measurements; each takes about a quarter of a second
     #[arg(long, value_name = "N", default_value_t = MEASUREMENTS, value_parser = clap::value_parser!(u32).range(20..))]
     measurements: u32,
 }

@@ -32,19 +32,19 @@ const REVALIDATE_AFTER: &str = "1h";
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Leave everything running, with the addresses to try it, until Ctrl-C
+    /// Keep everything running until Ctrl-C, and print commands to try it with
     #[arg(long)]
     pub(crate) keep: bool,
-    /// How many pods
+    /// Number of pods
     #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) pods: u16,
-    /// How many service accounts, each with a role of its own
+    /// Number of service accounts, each with its own role
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub(crate) roles: u16,
-    /// How podcred and the simulated EKS are built
+    /// Build profile of podcred and the simulated EKS
     #[arg(long, value_enum, default_value_t = Profile::Release)]
     pub(crate) profile: Profile,
-    /// Drive this podcred binary instead of building one
+    /// Use this podcred binary instead of building one
     #[arg(long, value_name = "FILE")]
     pub(crate) agent: Option<PathBuf>,
 }

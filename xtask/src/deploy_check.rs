@@ -20,7 +20,7 @@ use crate::setup;
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Arguments {
-    /// Write deploy/manifests anew instead of comparing it with what the chart renders
+    /// Regenerate deploy/manifests instead of comparing it with what the chart renders
     #[arg(long)]
     pub(crate) write: bool,
     /// Only this part (repeatable)
@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// What the documents promise is what the files have
+    /// Documents, flags, values, metrics, alerts and links agree with each other
     Promises,
     /// helm, kubeconform, and deploy/manifests
     Chart,

@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     /// Only for this processor (repeatable)
     #[arg(long, value_enum, value_name = "ARCH")]
     arch: Vec<Arch>,
-    /// Write the image's files into this folder instead, for one processor; a Dockerfile copies them
+    /// Write the image's files into this folder instead, for a Dockerfile to copy (one processor only)
     #[arg(long, value_name = "FOLDER", requires = "arch")]
     files: Option<PathBuf>,
     /// Also build the last commit in another folder, and compare the two archives byte by byte

@@ -56,13 +56,13 @@ pub(crate) struct Arguments {
     /// Only these kernels
     #[arg(long, value_name = "KERNEL", value_delimiter = ',', value_parser = kernel)]
     pub(crate) only: Vec<&'static Kernel>,
-    /// Go on with the other kernels after one on which something failed
+    /// Continue with the other kernels after a failure
     #[arg(long)]
     pub(crate) keep_going: bool,
-    /// How many connections the tests of attribution make
+    /// Number of connections that the attribution tests make
     #[arg(long, value_name = "N", default_value_t = CONNECTIONS)]
     pub(crate) connections: u32,
-    /// Only tests with one of these in their names
+    /// Only tests whose names contain one of these
     #[arg(value_name = "TEST")]
     pub(crate) filters: Vec<String>,
 }

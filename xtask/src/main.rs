@@ -54,19 +54,19 @@ enum Task {
     Test(test::Arguments),
     /// Rebuild the kernel programs that the agent embeds (needs bpf-linker and rust-src, which it installs)
     BuildEbpf(build_ebpf::Arguments),
-    /// Run the tests that speak to the kernel on Debian's kernels, 5.10 to the newest, under qemu
+    /// Run the kernel tests on Debian's kernels, 5.10 to the newest, under qemu
     Kernels(kernels::Arguments),
-    /// Drive thousands of simulated pods against podcred: one scenario, and a report of it
+    /// Run one load-test scenario with thousands of simulated pods, and write a report
     Loadtest(loadtest::Arguments),
-    /// Measure what a request, memory and growth cost, against bare hyper
+    /// Measure the cost of a request, of memory and of growth, relative to bare hyper
     Bench(bench::Arguments),
-    /// Measure what the kernel programs cost a connect() that is none of theirs
+    /// Measure what the kernel programs cost an unrelated connect()
     BenchConnect(bench_connect::Arguments),
-    /// Pack the image for amd64 and arm64, as deploy/Dockerfile makes it, without a container daemon
+    /// Pack the image for amd64 and arm64, as deploy/Dockerfile builds it, without a container daemon
     Image(image::Arguments),
-    /// Check the chart, the manifests, the alerts, the dashboard and the image with the tools of those who use them
+    /// Check the chart, manifests, alerts, dashboard and image with the tools that will use them
     DeployCheck(deploy_check::Arguments),
-    /// Install what the other tasks need (they call it themselves)
+    /// Install what the other tasks need (they also do it by themselves)
     Setup,
     /// Process 1 of the node that deploy-check starts
     #[command(hide = true, name = deploy_check::node::inside::COMMAND)]

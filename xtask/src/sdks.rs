@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     /// Only this SDK (repeatable)
     #[arg(long, value_enum, value_name = "SDK")]
     only: Vec<Sdk>,
-    /// Drive this podcred binary instead of building one
+    /// Use this podcred binary instead of building one
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
 }

@@ -144,7 +144,7 @@ async fn converse(mut stream: UnixStream, handler: &impl Fn(FlushRequest) -> usi
 
 fn answer(line: &str, uid: u32, handler: &impl Fn(FlushRequest) -> usize) -> Result<usize, String> {
     if !permitted(uid) {
-        warn!(uid, "refused on the control socket: neither root nor the agent's own user");
+        warn!(uid, "refused on the control socket: the caller is neither root nor the agent's own user");
         return Err("only root may do this".to_owned());
     }
     let line = line

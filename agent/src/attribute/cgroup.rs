@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
+use quick_cache::DefaultHashBuilder;
 use rustix::fs::{Access, AtFlags, accessat};
 use rustix::io::Errno;
 
@@ -68,7 +69,7 @@ pub struct Cgroups {
 
 #[derive(Debug, Default)]
 struct Known {
-    pods: HashMap<u64, PodCgroup>,
+    pods: HashMap<u64, PodCgroup, DefaultHashBuilder>,
     /// Pod UID → number of its entries in `pods`.
     counts: HashMap<Arc<str>, usize>,
 }

@@ -22,7 +22,8 @@ use crate::locks::lock;
 
 /// An unknown key makes the agent ask the issuer, which throttles: forged key ids must not use that up.
 const BETWEEN_UNKNOWN_KEYS: Duration = Duration::from_secs(10);
-/// How long a request waits for keys. The call to EKS Auth still has to fit into the SDK's patience after it.
+/// How long a request waits for keys. Like `--eks-auth-wait` (1.8 s) it counts from the request's arrival, so a call to EKS
+/// Auth has 300 ms left after it; boto3 hangs up after 2 s.
 const REQUEST_WAIT: Duration = Duration::from_millis(1500);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
@@ -101,6 +102,11 @@ impl Keys {
             }
         };
         cancel.run_until_cancelled(refresh).await;
+    }
+
+    /// When this is over they were just fetched, or could not be.
+    pub(super) async fn renewed(self: &Arc<Self>, now: Now) {
+        self.fetch(now).cancelled().await;
     }
 
     /// How long ago the keys were fetched; None before the first time.
@@ -196,10 +202,10 @@ impl Keys {
                 self.fetches_ok.fetch_add(1, Ordering::Relaxed);
                 let keys = set.len();
                 if state.known.is_none() {
-                    tracing::info!(event = "jwks_fetched", url = %self.source, keys, "the issuer's keys are here");
+                    tracing::info!(event = "jwks_fetched", url = %self.source, keys, "fetched the issuer's keys");
                 } else if state.failures > 0 {
                     tracing::info!(event = "jwks_recovered", url = %self.source, keys, failed = state.failures,
-                        "the issuer's keys can be fetched again");
+                        "can fetch the issuer's keys again");
                 }
                 state.failures = 0;
                 state.known = Some(Known { set, asked: now.mono, fresh_for });
@@ -208,11 +214,11 @@ impl Keys {
                 self.fetches_failed.fetch_add(1, Ordering::Relaxed);
                 if state.failures == 0 {
                     let meanwhile = match &state.known {
-                        Some(_) => "the keys that are known stay in use",
-                        None => "tokens go to EKS Auth unchecked and share no credentials",
+                        Some(_) => "known keys stay in use",
+                        None => "EKS Auth verifies tokens, and no credentials are shared",
                     };
                     tracing::warn!(event = "jwks_failed", url = %self.source, error, meanwhile,
-                        "the issuer's keys cannot be fetched; trying on without another line");
+                        "cannot fetch the issuer's keys; retrying, without another line");
                 }
                 state.failures = state.failures.saturating_add(1);
             }

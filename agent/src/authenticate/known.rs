@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock};
 
 use hashbrown::HashTable;
 
+use super::Authenticated;
 use crate::claims::{Claims, SharedAccounts, TokenHash};
 use crate::locks::{read, write};
 
@@ -20,8 +21,9 @@ pub(super) struct Known {
 #[derive(Default)]
 struct Tables {
     by_token: HashTable<Arc<Claims>>,
-    /// Nobody's many tokens may push out another's: those of one pod are found by its UID.
-    by_pod: HashTable<Arc<Claims>>,
+    /// Nobody's many tokens may push out another's: those of one pod are found by its UID, numbered as they came.
+    by_pod: HashTable<(u64, Arc<Claims>)>,
+    remembered: u64,
     accounts: SharedAccounts,
     hashing: RandomState,
 }
@@ -35,13 +37,18 @@ impl Known {
         read(&self.tables).get(token).cloned()
     }
 
-    pub(super) fn remember(&self, mut claims: Claims) -> Arc<Claims> {
+    /// Whether its pod `has_ended` is asked under the lock, so that none is remembered when those of its pod have just been
+    /// forgotten.
+    pub(super) fn remember(&self, mut claims: Claims, has_ended: impl FnOnce(&str) -> bool) -> Authenticated {
         let mut tables = write(&self.tables);
+        if has_ended(claims.pod_uid()) {
+            return Authenticated::Unchecked(Arc::new(claims));
+        }
         // Two requests may have verified one token at the same time.
         if let Some(claims) = tables.get(&claims.token_hash) {
-            return Arc::clone(claims);
+            return Authenticated::Verified(Arc::clone(claims));
         }
-        while let Some(first) = tables.first_to_expire_of(claims.pod_uid(), self.most_of_a_pod) {
+        while let Some(first) = tables.first_of(claims.pod_uid(), self.most_of_a_pod) {
             tables.remove(&first);
         }
         if tables.by_token.len() >= self.capacity {
@@ -50,7 +57,20 @@ impl Known {
         tables.accounts.share(&mut claims);
         let claims = Arc::new(claims);
         tables.insert(&claims);
-        claims
+        Authenticated::Verified(claims)
+    }
+
+    pub(super) fn forget(&self, pods: &[Arc<str>]) {
+        let mut tables = write(&self.tables);
+        for pod in pods {
+            while let Some(claims) = tables.first_of(pod, 1) {
+                tables.remove(&claims);
+            }
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        *write(&self.tables) = Tables::default();
     }
 }
 
@@ -60,30 +80,29 @@ impl Tables {
     }
 
     fn insert(&mut self, claims: &Arc<Claims>) {
-        let Tables { by_token, by_pod, hashing, .. } = self;
-        let of_pod = |claims: &Arc<Claims>| hashing.hash_one(claims.pod_uid());
+        self.remembered += 1;
+        let Tables { by_token, by_pod, remembered, hashing, .. } = self;
+        let of_pod = |claims: &Claims| hashing.hash_one(claims.pod_uid());
         by_token.insert_unique(spread(&claims.token_hash), Arc::clone(claims), |claims| {
             spread(&claims.token_hash)
         });
-        by_pod.insert_unique(of_pod(claims), Arc::clone(claims), of_pod);
+        let numbered = (*remembered, Arc::clone(claims));
+        by_pod.insert_unique(of_pod(claims), numbered, |(_, claims)| of_pod(claims));
     }
 
     fn remove(&mut self, claims: &Arc<Claims>) {
         let of_pod = self.hashing.hash_one(claims.pod_uid());
-        let is_it = |one: &Arc<Claims>| Arc::ptr_eq(one, claims);
-        for found in [
-            self.by_token.find_entry(spread(&claims.token_hash), is_it),
-            self.by_pod.find_entry(of_pod, is_it),
-        ] {
-            found.ok().map(|entry| entry.remove());
-        }
+        let by_token = self.by_token.find_entry(spread(&claims.token_hash), |one| Arc::ptr_eq(one, claims));
+        by_token.ok().map(|entry| entry.remove());
+        let by_pod = self.by_pod.find_entry(of_pod, |(_, one)| Arc::ptr_eq(one, claims));
+        by_pod.ok().map(|entry| entry.remove());
     }
 
     /// Where this pod has so many tokens.
-    fn first_to_expire_of(&self, pod_uid: &str, most: usize) -> Option<Arc<Claims>> {
+    fn first_of(&self, pod_uid: &str, most: usize) -> Option<Arc<Claims>> {
         let same_hash = self.by_pod.iter_hash(self.hashing.hash_one(pod_uid));
-        let own: Vec<_> = same_hash.filter(|claims| claims.pod_uid() == pod_uid).collect();
-        let first = own.iter().min_by_key(|claims| claims.expires).filter(|_| own.len() >= most)?;
+        let own: Vec<_> = same_hash.filter(|(_, claims)| claims.pod_uid() == pod_uid).collect();
+        let (_, first) = own.iter().min_by_key(|(number, _)| number).filter(|_| own.len() >= most)?;
         Some(Arc::clone(first))
     }
 
@@ -94,7 +113,7 @@ impl Tables {
         let tenth = ends.len() / 10;
         let (_, &mut end, _) = ends.select_nth_unstable(tenth);
         self.by_token.retain(|claims| claims.expires > end);
-        self.by_pod.retain(|claims| claims.expires > end);
+        self.by_pod.retain(|(_, claims)| claims.expires > end);
     }
 }
 
@@ -140,7 +159,7 @@ mod tests {
     fn known(all: impl IntoIterator<Item = Claims>) -> Known {
         let known = Known::new(CAPACITY, 4);
         for claims in all {
-            known.remember(claims);
+            assert!(known.remember(claims, |_| false).verified().is_some());
         }
         known
     }
@@ -167,14 +186,26 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_keeps_those_of_its_tokens_that_live_longest_and_every_new_one() {
-        let known = known((0..20).map(|token| claims(1, token, token)).chain([claims(2, 0, 0)]));
+    fn a_pod_keeps_the_last_of_its_tokens() {
+        let known = known((0..20).map(|token| claims(1, token, 5)).chain([claims(2, 0, 0)]));
         let kept = |token| known.get(&hash(1, token)).is_some();
         assert!((16..20).all(kept) && !(0..16).any(kept));
-        known.remember(claims(1, 20, 3));
+        known.remember(claims(1, 20, 3), |_| false);
         assert!(kept(20) && !kept(16));
         assert!(known.get(&hash(2, 0)).is_some(), "another pod's");
         assert_eq!(size(&known), [5, 5]);
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_is_forgotten_with_all_its_tokens_and_no_more_is_remembered_of_it() {
+        let known = known((0..12).map(|n| claims(n % 4, n, n)));
+        known.forget(&["uid-1".into(), "uid-9".into()]);
+        assert!((0..12).all(|n| known.get(&hash(n % 4, n)).is_some() == (n % 4 != 1)));
+        let late = known.remember(claims(1, 20, 20), |pod_uid| pod_uid == "uid-1");
+        assert!(late.verified().is_none() && known.get(&hash(1, 20)).is_none());
+        assert_eq!(size(&known), [9, 9]);
+        known.clear();
+        assert_eq!(size(&known), [0, 0]);
     }
 
     #[test]

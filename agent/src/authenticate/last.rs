@@ -22,26 +22,29 @@ pub struct LastToken(Mutex<Option<Last>>);
 
 struct Last {
     claims: Arc<Claims>,
+    /// The authenticator's, when it passed this token.
+    epoch: u64,
     /// Where it came twice: most connections, and many pods, ask once, and need no copy.
     token: Option<Zeroizing<Box<[u8]>>>,
 }
 
 impl LastToken {
-    /// Where this is the token that was verified before, and has not expired since.
-    pub fn again(&self, token: &[u8], now: Now) -> Option<Authenticated> {
+    /// Where this is the token that was verified before, in this epoch of the authenticator, and has not expired since.
+    pub fn again(&self, token: &[u8], epoch: u64, now: Now) -> Option<Authenticated> {
         let last = lock(&self.0);
-        let Last { claims, token: Some(last) } = last.as_ref()? else { return None };
-        let passes = are_same(last, token) && check_expiry(claims.expires, now.wall).is_ok();
+        let Last { claims, epoch: passed_in, token: Some(last) } = last.as_ref()? else { return None };
+        let passes =
+            *passed_in == epoch && are_same(last, token) && check_expiry(claims.expires, now.wall).is_ok();
         passes.then(|| Authenticated::Verified(Arc::clone(claims)))
     }
 
-    /// `token` was just authenticated.
-    pub fn note(&self, token: &[u8], authenticated: &Authenticated) {
+    /// `token` was just authenticated, no earlier than in this epoch.
+    pub fn note(&self, token: &[u8], epoch: u64, authenticated: &Authenticated) {
         let Authenticated::Verified(claims) = authenticated else { return };
         let mut last = lock(&self.0);
         let has_come_before = last.as_ref().is_some_and(|last| last.claims.token_hash == claims.token_hash);
         let token = has_come_before.then(|| Zeroizing::new(token.into()));
-        *last = Some(Last { claims: Arc::clone(claims), token });
+        *last = Some(Last { claims: Arc::clone(claims), epoch, token });
     }
 }
 
@@ -86,17 +89,17 @@ mod tests {
     }
 
     fn remembers(last: &LastToken, token: &[u8]) -> bool {
-        last.again(token, at(NOW)).is_some()
+        last.again(token, 0, at(NOW)).is_some()
     }
 
     #[test]
     fn a_token_that_came_twice_passes_until_it_expires() {
         let last = LastToken::default();
-        last.note(b"a.b.c", &verified(1));
+        last.note(b"a.b.c", 0, &verified(1));
         assert!(!remembers(&last, b"a.b.c"), "most connections ask once");
-        last.note(b"a.b.c", &verified(1));
+        last.note(b"a.b.c", 0, &verified(1));
         for (wall, passes) in [(NOW, true), (EXPIRES + 29, true), (EXPIRES + 30, false), (NOW, true)] {
-            let passed = last.again(b"a.b.c", at(wall));
+            let passed = last.again(b"a.b.c", 0, at(wall));
             assert_eq!(passed.is_some(), passes, "{wall}");
             if let Some(passed) = passed {
                 let Authenticated::Verified(passed) = passed else { panic!("{passed:?}") };
@@ -109,22 +112,34 @@ mod tests {
     fn another_token_is_for_the_authenticator() {
         let last = LastToken::default();
         for _ in 0..2 {
-            last.note(b"a.b.c", &verified(1));
+            last.note(b"a.b.c", 0, &verified(1));
         }
         for other in [&b"a.b.d"[..], b"A.b.c", b"a.b.cc", b"a.b.", b""] {
             assert!(!remembers(&last, other), "{other:?}");
         }
-        last.note(b"x.y.z", &verified(2));
+        last.note(b"x.y.z", 0, &verified(2));
         assert!(!remembers(&last, b"a.b.c") && !remembers(&last, b"x.y.z"));
-        last.note(b"a.b.c", &verified(1));
+        last.note(b"a.b.c", 0, &verified(1));
         assert!(!remembers(&last, b"a.b.c"), "another one came between");
+    }
+
+    #[test]
+    fn a_token_of_another_epoch_is_for_the_authenticator() {
+        let last = LastToken::default();
+        for _ in 0..2 {
+            last.note(b"a.b.c", 0, &verified(1));
+        }
+        assert!(remembers(&last, b"a.b.c"));
+        assert!(last.again(b"a.b.c", 1, at(NOW)).is_none());
+        last.note(b"a.b.c", 1, &verified(1));
+        assert!(last.again(b"a.b.c", 1, at(NOW)).is_some());
     }
 
     #[test]
     fn what_nobody_verified_is_not_remembered() {
         let last = LastToken::default();
         for _ in 0..3 {
-            last.note(b"a.b.c", &Authenticated::Unchecked(claims(1)));
+            last.note(b"a.b.c", 0, &Authenticated::Unchecked(claims(1)));
         }
         assert!(!remembers(&last, b"a.b.c"));
     }
@@ -133,7 +148,7 @@ mod tests {
     fn the_token_is_not_in_debug_output() {
         let last = LastToken::default();
         for _ in 0..2 {
-            last.note(b"eyJh.b.c", &verified(1));
+            last.note(b"eyJh.b.c", 0, &verified(1));
         }
         assert!(remembers(&last, b"eyJh.b.c"));
         assert_eq!(format!("{last:?}"), "LastToken { .. }");

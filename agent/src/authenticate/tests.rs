@@ -126,6 +126,53 @@ async fn a_token_that_went_on_unchecked_is_verified_once_there_are_keys() {
 }
 
 #[tokio::test]
+async fn about_a_token_of_a_pod_that_has_ended_eks_auth_is_asked() {
+    let issuer = publishing(&[&KEY]).await;
+    let authenticator = authenticator(&issuer).await;
+    let mut fresher = payload();
+    fresher["exp"] = json!(EXPIRES + 60);
+    let [token, fresher] = [KEY.token(), KEY.sign(&header(KEY.key_id), &fresher)];
+    let passed = async |token: &str| authenticator.authenticate(token.as_bytes(), at(NOW)).await.unwrap();
+    let uid = Arc::<str>::from(passed(&token).await.verified().unwrap().pod_uid());
+    let other = ["another".into()];
+    authenticator.pods_ended(&other, &HashSet::new(), at(NOW));
+    assert!(passed(&token).await.verified().is_some());
+    assert_eq!(authenticator.tokens_verified(), 1);
+
+    let epoch = authenticator.epoch();
+    authenticator.pods_ended(&[Arc::clone(&uid)], &HashSet::new(), at(NOW));
+    assert_ne!(authenticator.epoch(), epoch);
+    for token in [&token, &token, &fresher] {
+        assert!(matches!(passed(token).await, Authenticated::Unchecked(_)));
+        assert!(authenticator.pod_of(token.as_bytes()).is_none());
+    }
+    let forged = OTHER_KEY.sign(&header(KEY.key_id), &payload());
+    let result = authenticator.authenticate(forged.as_bytes(), at(NOW)).await;
+    assert_eq!(result.err(), Some(TokenError::Signature), "for a forgery nobody is asked");
+
+    authenticator.pods_ended(&[], &HashSet::from([uid]), at(NOW));
+    assert!(passed(&token).await.verified().is_some(), "it was seen alive");
+}
+
+#[tokio::test]
+async fn after_a_flush_a_token_whose_key_was_removed_passes_no_more() {
+    let issuer = publishing(&[&KEY]).await;
+    let authenticator = authenticator(&issuer).await;
+    let token = KEY.token();
+    authenticator.authenticate(token.as_bytes(), at(NOW)).await.unwrap();
+    let body = jwks(&[OTHER_KEY.jwk()]);
+    issuer.answer(move |_| answer(200, &[], body.clone()));
+    let epoch = authenticator.epoch();
+    authenticator.forget_all();
+    assert!(authenticator.authenticate(token.as_bytes(), at(NOW)).await.is_ok(), "by the key that is known");
+    assert_eq!(authenticator.tokens_verified(), 2);
+    authenticator.renew_keys(at(NOW)).await;
+    assert_ne!(authenticator.epoch(), epoch);
+    let result = authenticator.authenticate(token.as_bytes(), at(NOW)).await;
+    assert_eq!(result.err(), Some(TokenError::UnknownKey));
+}
+
+#[tokio::test]
 async fn an_enormous_token_is_refused_before_it_is_looked_at() {
     let issuer = publishing(&[&KEY]).await;
     let authenticator = authenticator(&issuer).await;
@@ -228,7 +275,7 @@ async fn a_pod_with_many_tokens_pushes_out_its_own_and_nobody_elses() {
     let token = |pod: &str, number: u64| {
         let mut payload = payload();
         payload["kubernetes.io"]["pod"]["uid"] = json!(pod);
-        payload["exp"] = json!(EXPIRES + number);
+        payload["iat"] = json!(NOW - number);
         KEY.sign(&header(KEY.key_id), &payload)
     };
     let knows = |token: &str| authenticator.pod_of(token.as_bytes()).is_some();

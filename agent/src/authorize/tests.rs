@@ -95,6 +95,23 @@ fn a_verdict_carries_the_tokens_pod_only_where_the_token_was_verified() {
 }
 
 #[test]
+fn a_token_that_nobody_here_vouches_for_costs_a_call_only_if_the_kernels_pod_fits() {
+    let unchecked = || Authenticated::Unchecked(claims("a", Some("here")));
+    let audit = policy(Verify::Audit);
+    assert_eq!(decide(&pod("a"), unchecked(), &audit), ("same_pod", None));
+    assert_eq!(decide(&pod("b"), unchecked(), &audit), ("other_pod", Some("other_pod")));
+    assert_eq!(decide(&Err(Unattributed::NoRecord), unchecked(), &audit), ("unattributed", None));
+    let driver = config::ServiceAccount { namespace: "kube-system".to_owned(), name: "csi".to_owned() };
+    let pods = Arc::new(NodePods::default());
+    let delegates = Delegates::new(vec![driver.clone()], Arc::clone(&pods));
+    let audit = Policy { delegates, ..audit };
+    let unknown = ("delegates_unknown", Some("delegates_unknown"));
+    assert_eq!(decide(&pod("driver"), unchecked(), &audit), unknown);
+    pods.list(&[("driver", driver)]);
+    assert_eq!(decide(&pod("driver"), unchecked(), &audit), ("delegate", None));
+}
+
+#[test]
 fn a_pod_of_another_node_is_counted_in_audit_and_refused_in_enforce() {
     let elsewhere = || Authenticated::Verified(claims("a", Some("there")));
     assert_eq!(decide(&pod("a"), elsewhere(), &policy(Verify::Audit)), ("other_node", None));

@@ -8,7 +8,7 @@ use crate::claims::Scope;
 /// Which service accounts share credentials among their pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct Sharing {
-    /// Who shares credentials: all pods of a service account (role), or nobody (pod: one EKS Auth call for each pod)
+    /// Who shares credentials: all pods of a service account (role), or nobody (pod: one EKS Auth call per pod)
     #[arg(
         long = "sharing",
         env = "PODCRED_SHARING",
@@ -19,8 +19,8 @@ pub struct Sharing {
     )]
     mode: SharingMode,
 
-    /// Service account whose pods do not share, because policies look at pod name or UID; `*` matches any run of
-    /// characters (repeatable, or comma-separated)
+    /// Service account whose pods do not share credentials, because policies use the pod name or UID; `*` matches any
+    /// run of characters (repeatable, or comma-separated)
     #[arg(
         long = "pod-scoped",
         env = "PODCRED_POD_SCOPED",
@@ -81,7 +81,7 @@ pub(crate) fn split_service_account(text: &str, pattern: bool) -> Result<(&str, 
             let example =
                 if pattern { ", where * matches any run of characters, such as team-*/runner" } else { "" };
             Err(format!(
-                "is not NAMESPACE/SERVICEACCOUNT: two names of lower-case letters, digits, '-' and '.'{example}"
+                "is not NAMESPACE/SERVICEACCOUNT: give two names of lower-case letters, digits, '-' and '.'{example}"
             ))
         }
     }

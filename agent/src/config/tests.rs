@@ -57,7 +57,7 @@ fn defaults_are_the_official_agents() {
 }
 
 #[test]
-fn podcreds_own_defaults_are_those_of_the_readme() {
+fn podcreds_own_defaults_are_those_of_the_reference() {
     let cli = parse(&["podcred", "server", "-c", "c"]).unwrap();
     assert_eq!((cli.log.verbosity, cli.log.log_format), (Verbosity::Info, LogFormat::Text));
     let config = server(&[]).unwrap();
@@ -155,7 +155,9 @@ fn a_bad_value_is_refused_with_flag_value_and_what_is_allowed() {
         (&["--max-service-qps", "0"], ["--max-service-qps", "\"0\"", "from 1 to"]),
         (&["--rotate-credentials=maybe"], ["--rotate-credentials", "\"maybe\"", "true or false"]),
         (&["--endpoint", "eks-auth"], ["--endpoint", "\"eks-auth\"", "https://HOST"]),
-        (&["--endpoint", "ftp://x"], ["--endpoint", "ftp", "https and http"]),
+        (&["--endpoint", "ftp://x"], ["--endpoint", "ftp", "use https"]),
+        (&["--endpoint", "http://eks-auth.internal/"], ["--endpoint", "eks-auth.internal", "use https"]),
+        (&["--endpoint", "http://10.0.0.1:8099"], ["--endpoint", "10.0.0.1", "use https"]),
         (&["--issuer", "http://10.0.0.1/"], ["--issuer", "\"http://10.0.0.1/\"", "use https"]),
         (&["--issuer", "https://x/?a=b"], ["--issuer", "\"https://x/?a=b\"", "query"]),
         (&["--jwks-url", "http://localhost.evil/"], ["--jwks-url", "localhost.evil", "use https"]),

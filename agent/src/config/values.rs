@@ -14,7 +14,6 @@ use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Command, Error};
-use reqwest::Url;
 
 use super::duration;
 
@@ -76,7 +75,7 @@ impl<E: ValueEnum + Clone + Send + Sync + 'static> TypedValueParser for Choice<E
     ) -> Result<E, Error> {
         value.to_str().and_then(|text| E::from_str(text, true).ok()).ok_or_else(|| {
             let allowed: Vec<_> = names::<E>().map(|n| n.get_name().to_owned()).collect();
-            error(cmd, arg, value, source, &format!("is none of {}", allowed.join(", ")))
+            error(cmd, arg, value, source, &format!("is not one of {}", allowed.join(", ")))
         })
     }
 
@@ -157,8 +156,8 @@ pub(super) fn taint_key(text: &str) -> Result<String, String> {
 pub(super) fn port(text: &str) -> Result<u16, String> {
     // The kubelet gives every pod PODCRED_METRICS_PORT=tcp://… where its namespace has a Service named podcred-metrics.
     if text.starts_with("tcp://") {
-        return Err("is what Kubernetes sets for a Service of that name: set enableServiceLinks: false in the agent's \
-                    pod spec, or rename the Service"
+        return Err("is set by Kubernetes for a Service of that name: set enableServiceLinks: false in the agent's pod \
+                    spec, or rename the Service"
             .to_owned());
     }
     text.parse().map_err(|_| "is not a port: 1 to 65535, or 0 for any free port".to_owned())
@@ -226,25 +225,6 @@ pub(super) fn issuer(text: &str) -> Result<String, String> {
     trusted_url(text)
 }
 
-pub(super) fn endpoint(text: &str) -> Result<String, String> {
-    web_url(text).map(|_| text.to_owned())
-}
-
-fn web_url(text: &str) -> Result<Url, String> {
-    let url =
-        Url::parse(text).map_err(|e| format!("is not a URL ({e}): write https://HOST[:PORT][/PATH]"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("has the scheme {}: only https and http are known", url.scheme()));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("carries a user name or password, which podcred would have to log: remove it".to_owned());
-    }
-    if url.fragment().is_some() {
-        return Err("has a fragment (#…), which no server ever sees: remove it".to_owned());
-    }
-    Ok(url)
-}
-
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() {
         return Err("is empty: give the path of a file".to_owned());
@@ -255,9 +235,7 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
 pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
     // sockaddr_un holds 108 bytes with the final zero.
     if !text.starts_with('/') || text.len() > 107 || text.ends_with('/') {
-        return Err(
-            "is not a place for a unix socket: an absolute path of a file, at most 107 bytes".to_owned()
-        );
+        return Err("is not a path for a unix socket: give an absolute path of at most 107 bytes".to_owned());
     }
     Ok(PathBuf::from(text))
 }

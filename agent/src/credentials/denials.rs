@@ -42,11 +42,12 @@ impl Denials {
     pub(super) fn denied(&self, key: &RoleKey, now: Now) {
         let mut state = self.lock();
         state.denied.retain(|_, at| now.mono.saturating_duration_since(*at) < TOGETHER);
-        if state.denied.is_empty() || state.denied.contains_key(key) || state.denied.len() > 1 {
-            state.denied.entry(key.clone()).or_insert(now.mono);
+        let one_was = state.denied.len() == 1;
+        state.denied.entry(key.clone()).or_insert(now.mono);
+        // Said when the second comes to the first.
+        if !(one_was && state.denied.len() == 2) {
             return;
         }
-        state.denied.insert(key.clone(), now.mono);
         tracing::error!(
             event = "permission_suspected_lost",
             "EKS Auth denies several service accounts at once: check that the node role allows \

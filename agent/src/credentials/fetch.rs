@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Inner;
 use super::denials::Verdict;
 use super::issued::Issued;
-use super::role::{Bearer, Departure, Outcome, Purpose, Role};
+use super::role::{Bearer, Departure, Outcome, Purpose, Role, Tokens};
 use crate::claims::{Scope, TokenHash};
 use crate::clock::{Clock, Now};
 use crate::eks_auth::{Assumed, Failure, Refusal, RefusalKind};
@@ -42,8 +42,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if self.landing.borrow().is_none() {
-            let died =
-                Failure::Unavailable { message: "the agent's call to EKS Auth died; see its log".into() };
+            let died = unavailable("the agent's call to EKS Auth died; see its log");
             // Those who waited start the next flight at once: without a pause they would spin.
             self.role.failed(died, fastrand::f64(), self.clock.now());
             self.role.land();
@@ -52,8 +51,13 @@ impl Drop for InFlight {
 }
 
 pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure) {
-    let Departure { landing, mut first, purpose } = departure;
+    let Departure { landing, tokens, purpose } = departure;
     let in_flight = InFlight { role: Arc::clone(&role), landing, clock: inner.clock.clone() };
+    let (mut first, only) = match tokens {
+        Tokens::Kept => (None, None),
+        Tokens::First(bearer) => (Some(bearer), None),
+        Tokens::Only(bearer) => (None, Some(bearer)),
+    };
     let mut tried: Vec<TokenHash> = Vec::new();
     let mut refusal = None;
 
@@ -61,7 +65,8 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
     sleep_until(role.retry_at()).await;
 
     let outcome = loop {
-        let bearer = first.take().or_else(|| role.next_bearer(&tried, inner.clock.now()));
+        let kept = || role.next_bearer(&tried, inner.clock.now());
+        let bearer = only.clone().or_else(|| first.take()).or_else(kept);
         let Some(bearer) = bearer else {
             let failure = out_of_tokens(refusal);
             role.failed(failure.clone(), fastrand::f64(), inner.clock.now());
@@ -70,6 +75,8 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
         tried.push(bearer.claims.token_hash);
         match call(&inner, &role, &bearer, purpose).await {
             Step::Land(outcome) => break outcome,
+            // The role key is none the worse for it.
+            Step::NextBearer(why) if only.is_some() => break Err(Failure::Refused(why)),
             Step::NextBearer(why) => refusal = Some(why),
             Step::Later(failure) => {
                 let now = inner.clock.now();
@@ -105,8 +112,13 @@ async fn retry_turn(inner: &Inner, role: &Role, backoff: Instant) -> bool {
 fn out_of_tokens(refusal: Option<Refusal>) -> Failure {
     match refusal {
         Some(refusal) => Failure::Refused(refusal),
-        None => Failure::Unavailable { message: "no live pod's token is at hand to ask with".into() },
+        None => unavailable("no live pod's token is at hand to ask with"),
     }
+}
+
+/// For reasons that the agent knows, and has logged where an operator can mend them.
+fn unavailable(message: &'static str) -> Failure {
+    Failure::Unavailable { message, cause: "".into() }
 }
 
 /// Makes one call and draws its conclusions.
@@ -134,15 +146,15 @@ fn accept(inner: &Inner, role: &Role, bearer: &Bearer, assumed: &Assumed, epoch:
         Ok(issued) => {
             let issued = Arc::new(issued);
             if !role.store(&issued, epoch) {
-                let message = "an operator flushed these credentials while they were on their way".into();
-                return Step::Later(Failure::Unavailable { message });
+                let flushed = "an operator flushed these credentials while they were on their way";
+                return Step::Later(unavailable(flushed));
             }
             inner.refusals.lift(role.key(), &bearer.claims.token_hash);
             Step::Land(Ok(issued))
         }
         Err(problem) => {
             tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");
-            Step::Later(Failure::Unavailable { message: problem.into() })
+            Step::Later(unavailable(problem))
         }
     }
 }

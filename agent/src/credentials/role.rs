@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::issued::Issued;
 use crate::authorize::Permit;
-use crate::claims::{Claims, OfPod, RoleKey, TokenHash};
+use crate::claims::{Claims, OfPod, RoleKey, Scope, TokenHash};
 use crate::clock::Now;
 use crate::eks_auth::Failure;
 use crate::locks::lock;
@@ -87,17 +87,39 @@ pub(super) enum Answer {
     Wait {
         flight: Flight,
         departing: Option<Departure>,
-        meanwhile: Option<Arc<Issued>>,
-        briefly: bool,
+        wanted: Wanted,
     },
+}
+
+/// What a pod waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// Any credentials: there are none.
+    First,
+    /// Better ones than those at hand, which are nearly used up.
+    Better,
+    /// Those of an association that may have been changed. There is no hurry: those at hand are good.
+    Revalidated,
+    /// What EKS Auth says to this very token, which it refused before.
+    OwnAnswer,
 }
 
 #[derive(Debug)]
 pub(super) struct Departure {
     pub landing: watch::Sender<Option<Outcome>>,
-    /// Whose token to try first; for renewals nobody's, the freshest is taken.
-    pub first: Option<Bearer>,
+    pub tokens: Tokens,
     pub purpose: Purpose,
+}
+
+/// Whose tokens a flight may try.
+#[derive(Debug)]
+pub(super) enum Tokens {
+    /// Any that is kept, the freshest first.
+    Kept,
+    /// This one, and when it is refused those that are kept.
+    First(Bearer),
+    /// This one: only what EKS Auth says to it was asked.
+    Only(Bearer),
 }
 
 /// Why EKS Auth is called; a metric label.
@@ -163,32 +185,40 @@ impl Role {
         recheck: bool,
     ) -> Answer {
         let mut state = self.lock();
-        let new_here = state.note(permit, token, now);
+        let new_here = state.note_pod(permit, now);
+        if new_here {
+            self.pinned.store(true, Ordering::Relaxed);
+        }
+        // A token that EKS Auth refused is not one to renew by.
+        if !recheck {
+            state.note_token(permit, token);
+        }
         let valid = state.valid_at(now);
         let backing_off = now.mono < state.retry_at;
 
-        let (purpose, briefly) = match &valid {
-            _ if recheck => (Purpose::Revalidation, false),
+        let (purpose, wanted) = match &valid {
+            _ if recheck => (Purpose::Revalidation, Wanted::OwnAnswer),
             Some(issued) if !issued.is_low_at(now) => {
                 // Age is what a recreated pod would see of a changed association.
                 let stale = new_here && issued.age_at(now) >= revalidate_after && !backing_off;
                 if !stale {
                     return Answer::Serve(Arc::clone(issued));
                 }
-                (Purpose::Revalidation, true)
+                (Purpose::Revalidation, Wanted::Revalidated)
             }
             Some(issued) if backing_off => return Answer::Serve(Arc::clone(issued)),
-            Some(_) => (Purpose::Renewal, false),
-            None => (Purpose::First, false),
+            Some(_) => (Purpose::Renewal, Wanted::Better),
+            None => (Purpose::First, Wanted::First),
         };
         if let Some(flight) = &state.flight {
-            return Answer::Wait { flight: flight.clone(), departing: None, meanwhile: valid, briefly };
+            return Answer::Wait { flight: flight.clone(), departing: None, wanted };
         }
         // Until it has landed nothing may evict this key: the next pod would start a second call.
         self.pinned.store(true, Ordering::Relaxed);
         let bearer = Bearer::new(permit, token);
-        let (flight, departure) = state.depart(Some(bearer), purpose);
-        Answer::Wait { flight, departing: Some(departure), meanwhile: valid, briefly }
+        let tokens = if recheck { Tokens::Only(bearer) } else { Tokens::First(bearer) };
+        let (flight, departure) = state.depart(tokens, purpose);
+        Answer::Wait { flight, departing: Some(departure), wanted }
     }
 
     /// Starts a renewal, unless a call is under way.
@@ -197,7 +227,7 @@ impl Role {
         if state.flight.is_some() {
             return None;
         }
-        Some(state.depart(None, Purpose::Renewal).1)
+        Some(state.depart(Tokens::Kept, Purpose::Renewal).1)
     }
 
     /// The freshest token that was not `tried` and has not expired.
@@ -217,12 +247,15 @@ impl Role {
         self.lock().bearers.retain(|b| b.claims.token_hash != *token);
     }
 
-    /// These pods' cgroups are gone: their tokens buy nothing any more, and nothing is renewed for them.
+    /// These pods' cgroups are gone: their tokens buy nothing any more, and nothing is renewed or kept for them.
     pub(super) fn pods_ended(&self, pods: &[Arc<str>]) {
         let is_among = |claims: &Claims| pods.iter().any(|pod| **pod == *claims.pod_uid());
         let mut state = self.lock();
         state.bearers.retain(|bearer| !is_among(&bearer.claims));
         state.seen.retain(|OfPod(pod), _| !is_among(pod));
+        if state.seen.is_empty() && state.flight.is_none() {
+            self.pinned.store(false, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -323,12 +356,17 @@ impl Role {
         let life = issued.life();
         let seconds = state.seconds_at(now);
         state.seen.retain(|_, seen| Duration::from_secs(seconds.saturating_sub(seen.asked).into()) < life);
-        // Nobody asked within a life: no pod can still hold credentials from here.
-        let live = idle < life;
-        self.pinned.store(live, Ordering::Relaxed);
+        // Who has not asked within a life cannot still hold credentials from here.
+        let live = !state.seen.is_empty();
+        let in_flight = state.flight.is_some();
+        self.pinned.store(live || in_flight, Ordering::Relaxed);
+        // The next pod of a service account finds its credentials here; one that has its own has no next.
+        if !live && !in_flight && self.key.scope() == Scope::Pod {
+            return Upkeep::Forget;
+        }
         let renew = live
             && issued.is_due_at(now)
-            && state.flight.is_none()
+            && !in_flight
             && now.mono >= state.retry_at
             && state.bearers.iter().any(|b| b.claims.expires > now.wall);
         if renew { Upkeep::Renew(issued.remaining_at(now)) } else { Upkeep::Keep }
@@ -340,10 +378,9 @@ impl Role {
 }
 
 impl State {
-    /// Remembers the pod and its token; true if the pod was not known here.
-    fn note(&mut self, permit: &Permit, token: &[u8], now: Now) -> bool {
+    /// Remembers the pod; true if it was not known here.
+    fn note_pod(&mut self, permit: &Permit, now: Now) -> bool {
         self.last_asked = now.mono;
-        self.note_token(permit, token);
         let asked = self.seconds_at(now);
         if let Some(seen) = self.seen.get_mut(permit.claims().pod_uid()) {
             seen.asked = asked;
@@ -383,10 +420,10 @@ impl State {
         self.issued.take().is_some()
     }
 
-    fn depart(&mut self, first: Option<Bearer>, purpose: Purpose) -> (Flight, Departure) {
+    fn depart(&mut self, tokens: Tokens, purpose: Purpose) -> (Flight, Departure) {
         let (landing, flight) = watch::channel(None);
         self.flight = Some(flight.clone());
-        (flight, Departure { landing, first, purpose })
+        (flight, Departure { landing, tokens, purpose })
     }
 
     fn valid_at(&self, now: Now) -> Option<Arc<Issued>> {

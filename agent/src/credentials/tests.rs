@@ -1,6 +1,7 @@
 //! The cache against a scripted EKS Auth, on tokio's paused time and a wall clock that can jump.
 
 mod clocks;
+mod ended;
 mod flush;
 mod model;
 mod refusals;
@@ -140,6 +141,17 @@ impl Node {
         self.rule(|_| (Duration::from_millis(5), Err(unavailable())));
     }
 
+    fn ended(&self, pods: &[Pod]) {
+        let uids: Vec<_> = pods.iter().map(|pod| Arc::from(pod.permit.claims().pod_uid())).collect();
+        self.credentials.pods_ended(&uids);
+    }
+
+    /// Role keys with credentials and without.
+    fn kept(&self) -> (usize, usize) {
+        let census = self.credentials.census(self.clock.now());
+        (census.fresh + census.due + census.low, census.empty)
+    }
+
     fn calls(&self) -> usize {
         self.eks.calls.lock().unwrap().len()
     }
@@ -176,7 +188,7 @@ fn hash(token: &str) -> TokenHash {
 }
 
 fn unavailable() -> Failure {
-    Failure::Unavailable { message: "connection refused".into() }
+    Failure::Unavailable { message: "EKS Auth cannot be reached", cause: "proxy.internal:3128".into() }
 }
 
 fn throttled() -> Failure {

@@ -39,12 +39,15 @@ pub(super) struct Unchecked {
 struct Gate {
     pods: HashSet<Arc<str>>,
     next: Option<Instant>,
+    /// Counts the flushes: what was asked for before one must not be kept after it.
+    epoch: u64,
 }
 
 /// Held while the call is under way.
 #[derive(Debug)]
 pub(super) struct Turn {
     pod_uid: Arc<str>,
+    epoch: u64,
     gate: Arc<Mutex<Gate>>,
 }
 
@@ -71,13 +74,25 @@ impl Unchecked {
             return None;
         }
         gate.next = Some(slot + GAP);
-        Some((Turn { pod_uid, gate: Arc::clone(&self.gate) }, slot))
+        let turn = Turn { pod_uid, epoch: gate.epoch, gate: Arc::clone(&self.gate) };
+        Some((turn, slot))
     }
 
-    pub(super) fn flush(&self) -> usize {
-        let dropped = self.passed.len();
-        self.passed.clear();
-        dropped
+    fn keep(&self, token: TokenHash, issued: Arc<Issued>, turn: &Turn) {
+        // Under this lock, so that no flush comes between.
+        let gate = lock(&self.gate);
+        if gate.epoch == turn.epoch {
+            self.passed.insert(token, issued);
+        }
+    }
+
+    /// Drops what the tokens bought that are `meant`, and says how many there were.
+    pub(super) fn flush(&self, meant: impl Fn(&Claims) -> bool) -> usize {
+        let mut gate = lock(&self.gate);
+        gate.epoch += 1;
+        let before = self.passed.len();
+        self.passed.retain(|_, issued| !meant(&issued.fetched_by));
+        before - self.passed.len()
     }
 }
 
@@ -97,7 +112,7 @@ pub(super) async fn check(
             Ok(issued) => {
                 // EKS Auth has verified the token, so by now the claims are true.
                 issued.log_issued_to(claims, &RoleKey::new(Arc::clone(claims), Scope::Pod));
-                inner.unchecked.passed.insert(claims.token_hash, Arc::new(issued));
+                inner.unchecked.keep(claims.token_hash, Arc::new(issued), &turn);
             }
             Err(problem) => {
                 tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");

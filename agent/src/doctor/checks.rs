@@ -46,7 +46,7 @@ impl Kernel {
 pub(super) fn kernel(kernel: &Kernel) -> Item {
     let release = &kernel.release;
     if kernel.version < (5, 10) {
-        return broken("kernel", format!("{release}: attribution needs 5.10 or newer; take a newer AMI"));
+        return broken("kernel", format!("{release}: attribution requires 5.10 or newer; use a newer AMI"));
     }
     ok("kernel", release)
 }
@@ -57,7 +57,7 @@ pub(super) fn btf() -> Item {
         Err(error) => broken(
             "BTF",
             format!(
-                "{BTF}: {error}. The kernel programs need a kernel with CONFIG_DEBUG_INFO_BTF, and /sys readable"
+                "{BTF}: {error}. The kernel programs require a kernel with CONFIG_DEBUG_INFO_BTF, and a readable /sys"
             ),
         ),
     }
@@ -71,7 +71,7 @@ pub(super) fn capabilities(effective: io::Result<CapabilitySet>) -> Item {
     const NAME: &str = "capabilities";
     let effective = match effective {
         Ok(effective) => effective,
-        Err(error) => return broken(NAME, format!("cannot be read: {error}")),
+        Err(error) => return broken(NAME, format!("cannot read them: {error}")),
     };
     let admin = effective.contains(CapabilitySet::SYS_ADMIN);
     // (name, there, what it is for, whether attribution needs it)
@@ -81,13 +81,13 @@ pub(super) fn capabilities(effective: io::Result<CapabilitySet>) -> Item {
         (
             "PERFMON",
             admin || effective.contains(CapabilitySet::PERFMON),
-            "for what they do with pointers",
+            "for their pointer operations",
             true,
         ),
         (
             "DAC_READ_SEARCH",
             effective.contains(CapabilitySet::DAC_READ_SEARCH),
-            "to find a cgroup by its id",
+            "to find a cgroup by its ID",
             true,
         ),
         (
@@ -125,8 +125,8 @@ pub(super) fn locked_memory(kernel: &Kernel) -> Item {
     degraded(
         NAME,
         format!(
-            "{size}, and before Linux 5.11 the kernel programs' maps count against it: if they do not load, raise the \
-             container runtime's LimitMEMLOCK, or add the capability SYS_RESOURCE"
+            "{size}; before Linux 5.11 the kernel programs' maps count against it. If they do not load, raise the container \
+             runtime's LimitMEMLOCK, or add the capability SYS_RESOURCE"
         ),
     )
 }
@@ -140,12 +140,12 @@ pub(super) fn bpf_file_system(pin: Option<&Path>) -> Item {
     let there = rustix::fs::statfs(existing).is_ok_and(|file_system| file_system.f_type == BPF_FS_MAGIC);
     match (there, pin) {
         (true, _) => ok(NAME, &path.display().to_string()),
-        (false, None) => ok(NAME, "none mounted, which only --pin needs"),
+        (false, None) => ok(NAME, "none mounted; only --pin needs one"),
         (false, Some(pin)) => degraded(
             NAME,
             format!(
-                "--pin {} is not on one, so the kernel programs cannot outlive the agent: mount the node's {BPF_FILE_SYSTEM} \
-                 as a hostPath volume, and give a folder in it",
+                "--pin {} is not on one, so the kernel programs cannot outlive the agent. Mount the node's {BPF_FILE_SYSTEM} as \
+                 a hostPath volume, and use a folder in it",
                 pin.display()
             ),
         ),
@@ -161,8 +161,8 @@ pub(super) fn layout(layout: &Result<Layout, LayoutProblem>) -> Item {
         Ok(Layout { version: Version::V1Pods(pods), .. }) => degraded(
             NAME,
             format!(
-                "the pods are in version 1, at {}, where ids do not lead to them: use an AMI with cgroup v2 for \
-                 --verify enforce",
+                "the pods are in version 1, at {}, where a cgroup ID does not identify a pod. For --verify enforce use an AMI \
+                 with cgroup v2",
                 pods.hierarchy.display()
             ),
         ),
@@ -174,14 +174,14 @@ pub(super) fn cgroup_namespace(layout: &Result<Layout, LayoutProblem>) -> Item {
     const NAME: &str = "cgroup namespace";
     match fs::metadata("/proc/self/ns/cgroup") {
         Ok(namespace) if namespace.ino() == NODES_CGROUP_NAMESPACE => ok(NAME, "the node's"),
-        Ok(_) if layout.is_ok() => ok(NAME, "one of the container's own; the mount shows the node's all the same"),
+        Ok(_) if layout.is_ok() => ok(NAME, "the container's own, but the mount shows the node's cgroups"),
         Ok(_) => degraded(
             NAME,
-            "one of the container's own, so what is mounted inside of it shows this container alone: mount the node's \
-             /sys/fs/cgroup as a hostPath volume"
+            "the container's own, so a mount made inside it shows this container only. Mount the node's /sys/fs/cgroup as \
+             a hostPath volume"
                 .to_owned(),
         ),
-        Err(error) => degraded(NAME, format!("cannot be told: {error}")),
+        Err(error) => degraded(NAME, format!("cannot determine it: {error}")),
     }
 }
 
@@ -223,7 +223,7 @@ pub(super) fn programs(tried: Result<Vec<Tried>, ProbeError>) -> Vec<Item> {
     };
     match tried {
         Ok(tried) => tried.into_iter().map(line).collect(),
-        Err(error) => vec![broken("kernel programs", format!("none can be loaded: {}", chain(&error)))],
+        Err(error) => vec![broken("kernel programs", format!("cannot load them: {}", chain(&error)))],
     }
 }
 
@@ -232,7 +232,7 @@ pub(super) fn host_proc(layout: &Layout, processes: &Result<HostProc, HostProcPr
     match (processes, &layout.version) {
         (Ok(_), _) => ok(NAME, "there"),
         (Err(problem), Version::V2) => {
-            ok(NAME, &format!("not there, and not needed while the kernel programs work ({problem})"))
+            ok(NAME, &format!("not there; not needed while the kernel programs work ({problem})"))
         }
         (Err(problem), Version::V1Pods(_)) => broken(NAME, problem.to_string()),
     }
@@ -241,8 +241,8 @@ pub(super) fn host_proc(layout: &Layout, processes: &Result<HostProc, HostProcPr
 pub(super) fn socket_diagnosis(sockets: &Result<InetDiag, InetDiagProblem>) -> Item {
     const NAME: &str = "inet_diag";
     match sockets {
-        Ok(_) => ok(NAME, "can stand in for the kernel programs, for audit and metrics only"),
-        Err(problem) => degraded(NAME, format!("cannot stand in for the kernel programs: {problem}")),
+        Ok(_) => ok(NAME, "can replace the kernel programs, for audit and metrics only"),
+        Err(problem) => degraded(NAME, format!("cannot replace the kernel programs: {problem}")),
     }
 }
 

@@ -87,7 +87,7 @@ fn a_report_has_a_line_for_each_item_and_ends_with_what_comes_of_them() {
         "ok        kernel             6.18.44\n\
          broken    cgroups            none: mount them\n\
          \n\
-         Callers are not known, and --verify enforce is impossible: no cgroups"
+         Callers cannot be attributed, and --verify enforce is impossible: no cgroups"
     );
 }
 

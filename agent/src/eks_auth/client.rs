@@ -16,14 +16,15 @@ use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder as HttpBuilder, Connector};
+use aws_types::service_config::ServiceConfigKey;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::failure::failure;
+use super::failure::{failure, unreadable};
 use super::rotation::RotatingProfile;
 use super::{Assumed, EksAuth, Failure};
-use crate::authenticate::keys::read_certificates;
+use crate::authenticate::keys::{check_url, read_certificates};
 use crate::clock::{Clock, UnixTime};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +61,13 @@ impl EksAuthClient {
             sdk = sdk.app_name(name);
         }
         let sdk = sdk.load().await;
+        if config.endpoint.is_none()
+            && let Some(endpoint) = endpoint_of_settings(&sdk)
+        {
+            check_url(&endpoint).map_err(|problem| {
+                format!("the endpoint of EKS Auth in AWS_ENDPOINT_URL_EKS_AUTH, AWS_ENDPOINT_URL or the AWS profile {problem}")
+            })?;
+        }
         let region = sdk.region().cloned().ok_or(
             "no AWS region is known: set AWS_REGION, or region in the AWS profile, or let the agent reach the \
              instance metadata service",
@@ -100,9 +108,7 @@ impl EksAuthClient {
             .send()
             .await
             .map_err(|error| failure(&error, token.expose_secret()))?;
-        assumed(answer).ok_or_else(|| Failure::Unavailable {
-            message: "EKS Auth sent an answer that lacks a part of the credentials".into(),
-        })
+        assumed(answer).ok_or_else(|| unreadable("a part of the credentials is missing"))
     }
 }
 
@@ -171,6 +177,14 @@ pub(super) fn http_client(ca_bundle: Option<&Path>) -> Result<SharedHttpClient, 
         connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
         connector.build()
     }))
+}
+
+/// Where the SDK's own settings have calls sent.
+fn endpoint_of_settings(sdk: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("EKS Auth");
+    let key = key.env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
+    let of_eks_auth = sdk.service_config().and_then(|settings| settings.load_config(key));
+    of_eks_auth.or_else(|| sdk.endpoint_url().map(str::to_owned))
 }
 
 fn rotating_profile(region: Region, http: SharedHttpClient) -> RotatingProfile {

@@ -1,7 +1,6 @@
 //! What an error of the SDK means for pods.
 
 use std::error::Error;
-use std::sync::Arc;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_eksauth::config::http::HttpResponse;
@@ -14,6 +13,8 @@ use crate::causes::chain;
 /// Enough for what EKS Auth says; no page of a proxy gets through.
 const MAX_MESSAGE_CHARS: usize = 300;
 
+const UNREADABLE: &str = "EKS Auth's answer is unreadable";
+
 pub(super) fn failure(error: &SdkError<AssumeRoleForPodIdentityError, HttpResponse>, token: &str) -> Failure {
     if let SdkError::ServiceError(service) = error {
         let status = service.raw().status().as_u16();
@@ -23,25 +24,28 @@ pub(super) fn failure(error: &SdkError<AssumeRoleForPodIdentityError, HttpRespon
     if is_about_own_credentials(error) {
         return own_credentials(&cause);
     }
-    let message = match error.raw_response() {
-        Some(response) => {
-            format!("EKS Auth's answer ({}) is unreadable: {cause}", response.status().as_u16())
+    match error.raw_response() {
+        Some(response) => unavailable(UNREADABLE, &format!("status {}: {cause}", response.status().as_u16())),
+        None if matches!(error, SdkError::TimeoutError(_)) => {
+            unavailable("EKS Auth did not answer in time", &cause)
         }
-        None if matches!(error, SdkError::TimeoutError(_)) => "EKS Auth did not answer in time".to_owned(),
-        None => format!("EKS Auth cannot be reached: {cause}"),
-    };
-    Failure::Unavailable { message: message.into() }
+        None => unavailable("EKS Auth cannot be reached", &cause),
+    }
+}
+
+pub(super) fn unreadable(cause: &str) -> Failure {
+    unavailable(UNREADABLE, cause)
+}
+
+fn unavailable(message: &'static str, cause: &str) -> Failure {
+    Failure::Unavailable { message, cause: cause.into() }
 }
 
 /// An answer with an error in it, or with a status that is one.
 fn answered(status: u16, code: Option<&str>, message: Option<&str>, token: &str) -> Failure {
     let Some(code) = code else {
         // No error of AWS's is without a code: this is a proxy, a load balancer or the wrong host.
-        let message = match status {
-            200..=299 => format!("the answer with status {status} is not what EKS Auth answers"),
-            _ => format!("something that is not EKS Auth answered with status {status}"),
-        };
-        return Failure::Unavailable { message: message.into() };
+        return unavailable("something that is not EKS Auth answered", &format!("status {status}"));
     };
     let code = public(code, token);
     let message = public(message.unwrap_or("no message"), token);
@@ -89,7 +93,7 @@ fn answered(status: u16, code: Option<&str>, message: Option<&str>, token: &str)
 
 /// Trouble that will pass by itself.
 fn passing(status: u16, code: &str, message: &str) -> Failure {
-    Failure::Unavailable { message: format!("EKS Auth answered {status} {code}: {message}").into() }
+    unavailable("EKS Auth has trouble of its own", &format!("{status} {code}: {message}"))
 }
 
 fn throttled(message: String) -> Failure {
@@ -97,12 +101,11 @@ fn throttled(message: String) -> Failure {
 }
 
 fn own_credentials(cause: &str) -> Failure {
-    let message: Arc<str> = format!(
+    unavailable(
         "the agent's own AWS credentials do not work, which is no fault of the pod's; check the node's IAM role or \
-         profile, and its clock ({cause})"
+         profile, and its clock",
+        cause,
     )
-    .into();
-    Failure::Unavailable { message }
 }
 
 fn is_about_own_credentials(error: &(dyn Error + 'static)) -> bool {

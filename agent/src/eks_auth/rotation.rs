@@ -45,7 +45,7 @@ impl RotatingProfile {
                 if std::mem::take(&mut last.failing) {
                     tracing::info!(
                         event = "own_credentials_recovered",
-                        "the agent's credentials can be read again"
+                        "can read the agent's own credentials again"
                     );
                 }
                 last.good = Some(credentials.clone());
@@ -59,7 +59,7 @@ impl RotatingProfile {
                         event = "own_credentials_failed",
                         error = chain(&error),
                         meanwhile,
-                        "the agent's own credentials cannot be read; trying on without another line"
+                        "cannot read the agent's own credentials; retrying, without another line"
                     );
                 }
                 // Whoever renews the file may be replacing it just now, or may be down while these still hold.

@@ -62,9 +62,10 @@ fn refused(kind: RefusalKind, status: u16, code: &str, message: &str) -> Failure
     Failure::Refused(Refusal { kind, status, code: code.into(), message: message.into() })
 }
 
-fn unavailable(failure: Failure) -> Arc<str> {
-    let Failure::Unavailable { message } = failure else { panic!("{failure:?}") };
-    message
+/// What pods are told, and after it what the log is.
+fn unavailable(failure: Failure) -> String {
+    let Failure::Unavailable { message, cause } = failure else { panic!("{failure:?}") };
+    format!("{message}: {cause}")
 }
 
 fn good_answer() -> Value {
@@ -189,7 +190,7 @@ async fn what_is_no_answer_of_eks_auth_is_tried_again_later_and_by_the_agent_alo
             500,
             &[("x-amzn-errortype", "InternalServerException")][..],
             r#"{"message":"why"}"#,
-            "answered 500 InternalServerException: why",
+            "500 InternalServerException: why",
         ),
         (
             503,
@@ -204,8 +205,8 @@ async fn what_is_no_answer_of_eks_auth_is_tried_again_later_and_by_the_agent_alo
         (403, &[], "<html>proxy says no</html>", "status 403"),
         (407, &[], "", "status 407"),
         (404, &[], "nothing here", "status 404"),
-        (200, &[], "<html>log in</html>", "not what EKS Auth answers"),
-        (200, &[], "{}", "lacks a part"),
+        (200, &[], "<html>log in</html>", "not EKS Auth answered: status 200"),
+        (200, &[], "{}", "a part of the credentials is missing"),
     ] {
         let before = server.asked().len();
         server.answer(move |_| answer(status, headers, body));
@@ -271,7 +272,7 @@ async fn nobody_there_and_nobody_answering_are_told_apart() {
 
     let server = Loopback::taking_its_time(|_| std::future::pending()).await;
     let message = unavailable(call(&client(&server.url, some_credentials())).await.unwrap_err());
-    assert_eq!(&*message, "EKS Auth did not answer in time");
+    assert!(message.starts_with("EKS Auth did not answer in time: "), "{message}");
 }
 
 #[tokio::test]
@@ -454,6 +455,14 @@ async fn region_endpoint_and_credentials_come_from_the_environment() {
     assert!(said.contains("[not connected: no AWS region is known: set AWS_REGION"), "{said}");
     let said = child("plain", &[region, endpoint, ("AWS_CA_BUNDLE", "/nowhere.pem")]).await;
     assert!(said.contains("[not connected: AWS_CA_BUNDLE: /nowhere.pem: No such file"), "{said}");
+    for variable in ["AWS_ENDPOINT_URL_EKS_AUTH", "AWS_ENDPOINT_URL"] {
+        let said = child("plain", &[region, (variable, "http://eks-auth.internal"), own[0], own[1]]).await;
+        assert!(
+            said.contains("[not connected: the endpoint of EKS Auth in AWS_ENDPOINT_URL_EKS_AUTH"),
+            "{said}"
+        );
+        assert!(said.contains("use https"), "{said}");
+    }
     assert_eq!(server.asked().len(), 0);
 
     for (kind, signer) in [("plain", "FROMTHEENVIRONMENT"), ("rotate", "FROMTHEFILE")] {

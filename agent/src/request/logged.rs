@@ -49,13 +49,13 @@ impl Logged {
             namespace = pod.map(|pod| pod.namespace()),
             service_account = pod.map(|pod| pod.service_account()),
             pod = pod.map(|pod| pod.pod_name()),
-            "refused; for a minute further ones like it are counted in podcred_requests_total only"
+            "refused; further refusals like this are only counted (podcred_requests_total) for a minute"
         );
     }
 
     pub(crate) fn accept_failed(&self, error: &std::io::Error, now: Now) {
         if self.is_due(("accept_failed", None), now) {
-            tracing::warn!(event = "accept_failed", %error, "a connection could not be accepted");
+            tracing::warn!(event = "accept_failed", %error, "cannot accept a connection");
         }
     }
 
@@ -76,7 +76,7 @@ impl Logged {
             token_namespace = token.namespace(),
             token_pod = token.pod_name(),
             token_service_account = token.service_account(),
-            "one pod presents the token of another"
+            "a pod presents another pod's token"
         );
     }
 
@@ -92,21 +92,21 @@ impl Logged {
             pod_uid = pod.map(|pod| &**pod.uid()),
             namespace = claims.map(|claims| claims.namespace()),
             pod = claims.map(|claims| claims.pod_name()),
-            "connections are refused: as many are open as may (node: --max-connections, pod: --pod-connections), and \
-             all of them wait for an answer"
+            "connections are refused: the maximum is open (node: --max-connections, pod: --pod-connections), and all of \
+             them wait for an answer"
         );
     }
 
     pub(crate) fn probe_failed(&self, error: &ProbeError, now: Now) {
         if self.is_due(("probe_upkeep_failed", None), now) {
             let error = chain(error);
-            tracing::warn!(event = "probe_upkeep_failed", %error, "the kernel programs cannot be looked after; tried again");
+            tracing::warn!(event = "probe_upkeep_failed", %error, "upkeep of the kernel programs failed; it will be retried");
         }
     }
 
     fn is_new(&self, pair: Pair) -> bool {
         let mut pairs = lock(&self.pairs);
-        // A thief can collect as many tokens as there are pods; then they are told again.
+        // A thief can collect a token of every pod, so this is bounded; after that, known pairs are logged once more.
         if pairs.len() >= KEPT_LINES && !pairs.contains(&pair) {
             pairs.clear();
         }

@@ -1,8 +1,10 @@
 //! The open connections, and which of them makes room for a new one.
 //!
 //! Whoever opens connections and leaves them lying pays with the oldest of their own: a pod that asks and goes is never
-//! the longest idle. A pod that the kernel knows has a cap of its own; what it cannot tell is bounded by the node's.
+//! the longest idle. A pod that the kernel knows has a cap of its own, and all connections that it knows no pod of have one
+//! together: a pod can make itself unknown, and must not take the place of those that are known.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
@@ -10,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use futures_util::task::AtomicWaker;
+use quick_cache::DefaultHashBuilder;
 use tokio::time::Instant;
 
 use crate::clock::Now;
@@ -18,9 +21,16 @@ use crate::pods::Pod;
 
 #[derive(Debug)]
 pub(super) struct Connections {
-    max: usize,
-    max_of_a_pod: usize,
+    caps: Caps,
     open: Mutex<Open>,
+}
+
+/// The most connections at one time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caps {
+    pub(super) node: usize,
+    pub(super) pod: usize,
+    pub(super) unattributed: usize,
 }
 
 /// Whose cap was reached with all connections waiting for an answer; a metric label.
@@ -28,6 +38,7 @@ pub(super) struct Connections {
 pub enum CapOf {
     Node,
     Pod,
+    Unattributed,
 }
 
 impl CapOf {
@@ -35,6 +46,7 @@ impl CapOf {
         match self {
             CapOf::Node => "node",
             CapOf::Pod => "pod",
+            CapOf::Unattributed => "unattributed",
         }
     }
 }
@@ -42,9 +54,9 @@ impl CapOf {
 #[derive(Debug, Default)]
 struct Open {
     next_id: u64,
-    slots: HashMap<u64, Arc<Slot>>,
-    /// The slots of each pod: one pod at its cap must not cost a look at everybody's.
-    of_pods: HashMap<Arc<str>, BTreeSet<u64>>,
+    slots: HashMap<u64, Arc<Slot>, DefaultHashBuilder>,
+    /// The slots of each pod by its UID, and those of no known pod: one pod at its cap must not cost a look at everybody's.
+    shares: HashMap<Option<Arc<str>>, BTreeSet<u64>, DefaultHashBuilder>,
 }
 
 #[derive(Debug)]
@@ -75,30 +87,34 @@ pub(super) struct Place {
 }
 
 impl Connections {
-    pub(super) fn new(max: usize, max_of_a_pod: usize) -> Arc<Self> {
-        Arc::new(Connections { max, max_of_a_pod, open: Mutex::default() })
+    pub(super) fn new(caps: Caps) -> Arc<Self> {
+        Arc::new(Connections { caps, open: Mutex::default() })
     }
 
-    /// A place for a new connection. At a cap the one that has been idle longest is told to close, of this pod or of
-    /// all; with all of them waiting for an answer there is none.
+    /// A place for a new connection. At a cap the one that has been idle longest is told to close, of those that share this
+    /// cap; with all of them waiting for an answer there is none.
     pub(super) fn admit(self: &Arc<Self>, pod: Option<Arc<Pod>>, now: Now) -> Result<Place, CapOf> {
         let mut open = lock(&self.open);
-        if let Some(pod) = &pod
-            && let Some(own) = open.of_pods.get(pod.uid())
-            && own.len() >= self.max_of_a_pod
+        let sharer = pod.as_deref().map(|pod| Arc::clone(pod.uid()));
+        let (cap, cap_of) = match sharer {
+            Some(_) => (self.caps.pod, CapOf::Pod),
+            None => (self.caps.unattributed, CapOf::Unattributed),
+        };
+        if let Some(share) = open.shares.get(&sharer)
+            && share.len() >= cap
         {
-            let longest = open.longest_idle(own.iter()).ok_or(CapOf::Pod)?;
+            let longest = open.longest_idle(share.iter()).ok_or(cap_of)?;
             open.evict(longest);
         }
-        if open.slots.len() >= self.max {
+        if open.slots.len() >= self.caps.node {
             let longest = open.longest_idle(open.slots.keys()).ok_or(CapOf::Node)?;
             open.evict(longest);
         }
         let id = open.next_id;
         open.next_id += 1;
+        open.shares.entry(sharer).or_default().insert(id);
         if let Some(pod) = &pod {
             pod.connections.fetch_add(1, Ordering::Relaxed);
-            open.of_pods.entry(Arc::clone(pod.uid())).or_default().insert(id);
         }
         let slot = Arc::new(Slot {
             pod,
@@ -141,11 +157,12 @@ impl Open {
         let slot = self.slots.remove(&id)?;
         if let Some(pod) = &slot.pod {
             pod.connections.fetch_sub(1, Ordering::Relaxed);
-            if let Some(own) = self.of_pods.get_mut(pod.uid()) {
-                own.remove(&id);
-                if own.is_empty() {
-                    self.of_pods.remove(pod.uid());
-                }
+        }
+        let sharer = slot.pod.as_deref().map(|pod| Arc::clone(pod.uid()));
+        if let Entry::Occupied(mut share) = self.shares.entry(sharer) {
+            share.get_mut().remove(&id);
+            if share.get().is_empty() {
+                share.remove();
             }
         }
         Some(slot)
@@ -191,6 +208,8 @@ mod tests {
     use crate::config::{PodLimits, Switch};
     use crate::pods::Pods;
 
+    const CAPS: Caps = Caps { node: 3, pod: 2, unattributed: 3 };
+
     fn later(now: Now, seconds: u64) -> Now {
         Now { mono: now.mono + Duration::from_secs(seconds), ..now }
     }
@@ -198,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn at_the_cap_the_longest_idle_makes_room_and_the_busy_stay() {
         let start = Clock::default().now();
-        let connections = Connections::new(3, 2);
+        let connections = Connections::new(CAPS);
         let busy = connections.admit(None, start).expect("room");
         busy.busy();
         let idle = connections.admit(None, later(start, 1)).expect("room");
@@ -224,7 +243,7 @@ mod tests {
     #[tokio::test]
     async fn all_that_are_open_are_told_to_finish_once() {
         let start = Clock::default().now();
-        let connections = Connections::new(3, 2);
+        let connections = Connections::new(CAPS);
         let open = [(); 2].map(|()| connections.admit(None, start).expect("room"));
         drop(connections.admit(None, start).expect("room"));
         connections.finish();
@@ -234,11 +253,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn at_its_own_cap_a_pod_pays_with_its_own_connections() {
-        let start = Clock::default().now();
-        let connections = Connections::new(100, 2);
-        let pods = Pods::new(PodLimits {
+    fn pods() -> Pods {
+        Pods::new(PodLimits {
             connections: 2,
             waiting: 16,
             requests: 1_000,
@@ -246,7 +262,31 @@ mod tests {
             tokens: 4,
             metrics: Switch::On,
             metrics_max: 500,
-        });
+        })
+    }
+
+    #[tokio::test]
+    async fn whoever_the_kernel_does_not_know_leaves_room_for_those_that_it_does() {
+        let start = Clock::default().now();
+        let connections = Connections::new(Caps { node: 100, unattributed: 2, ..CAPS });
+        let pods = pods();
+        let known = connections.admit(Some(pods.of(&"known".into())), start).expect("room");
+        let [first, second] =
+            [1, 2].map(|seconds| connections.admit(None, later(start, seconds)).expect("room"));
+        let third = connections.admit(None, later(start, 3)).expect("the longest idle makes room");
+        assert_eq!(first.told().now_or_never(), Some(Told::Leave));
+        second.busy();
+        third.busy();
+        assert_eq!(connections.admit(None, later(start, 4)).err(), Some(CapOf::Unattributed));
+        assert!(known.told().now_or_never().is_none());
+        assert!(connections.admit(Some(pods.of(&"another".into())), later(start, 4)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn at_its_own_cap_a_pod_pays_with_its_own_connections() {
+        let start = Clock::default().now();
+        let connections = Connections::new(Caps { node: 100, unattributed: 100, ..CAPS });
+        let pods = pods();
         let pod = |uid: &str| Some(pods.of(&uid.into()));
         let nobody = connections.admit(None, start).expect("room");
         let other = connections.admit(pod("other"), start).expect("room");

@@ -4,7 +4,7 @@ mod answers;
 mod harness;
 mod keys;
 mod operations;
-mod readme;
+mod reference;
 mod startup_taint;
 mod tokens;
 mod upstream;

@@ -245,12 +245,12 @@ async fn enforce_without_attribution_serves_nobody_and_says_so() {
     assert!(answer.message().contains("--verify enforce"), "{answer:?}");
     let (status, text) = agent.probe("/readyz").await;
     assert!(
-        status == 503 && text.contains("attribution: nobody can be refused by the kernel's word: "),
+        status == 503 && text.contains("attribution: callers cannot be verified, so none is served: "),
         "{text}"
     );
     assert!(text.contains("is no cgroup file system"), "the reason and the mend: {text}");
     assert_eq!(agent.metric(r#"podcred_attribution{source="none"}"#).await, 1.0);
-    assert!(agent.logs().contains("--verify enforce cannot be kept on this node"), "{}", agent.logs());
+    assert!(agent.logs().contains("--verify enforce is impossible on this node"), "{}", agent.logs());
 }
 
 #[tokio::test]

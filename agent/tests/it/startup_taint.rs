@@ -1,5 +1,7 @@
 //! The taint that keeps pods off a node until its agent is ready.
 
+use std::io::{Read as _, Write as _};
+
 use loadtest::api_server::{Access, ApiServer};
 use loadtest::eks::{Config, Outage, SimulatedEks};
 use serde_json::{Value, json};
@@ -98,4 +100,25 @@ async fn an_api_server_that_does_not_answer_is_told_and_asked_again() {
     let first = silent.accept().expect("the attempt that was told");
     let second = silent.accept().expect("the next one");
     assert_ne!(first.1, second.1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_end_is_given_up_before_it_fills_the_memory() {
+    const TAKEN_AT_MOST: usize = 64 << 20;
+    let eks = SimulatedEks::start(Config::default()).await.expect("the simulated EKS starts");
+    let endless = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let url = format!("http://{}", endless.local_addr().expect("bound"));
+    let served = std::thread::spawn(move || {
+        let (mut asker, _) = endless.accept().expect("the agent connects");
+        assert_ne!(asker.read(&mut [0; 4096]).expect("the agent asks"), 0);
+        asker.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n").expect("it listens");
+        let blanks = [b' '; 1 << 16];
+        (0..).map(|n| n * blanks.len()).find(|_| asker.write_all(&blanks).is_err()).unwrap_or_default()
+    });
+    let flags = ["--node-name", NODE, "--startup-taint", KEY, "--api-server", &url];
+    let agent = Agent::start_unready(&eks, &flags);
+    let told = agent.event("startup_taint_kept");
+    assert!(told["error"].as_str().unwrap_or_default().contains("length limit exceeded"), "{told}");
+    let taken = served.join().expect("it ends with the connection");
+    assert!(taken < TAKEN_AT_MOST, "{taken} bytes were taken");
 }

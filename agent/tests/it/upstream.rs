@@ -46,6 +46,16 @@ async fn what_may_pass_is_a_503_after_the_wait_and_never_at_once() {
 }
 
 #[tokio::test]
+async fn why_eks_auth_cannot_be_reached_is_not_for_pods_but_for_the_log() {
+    let node = Node::start(&["--eks-auth-wait", "200ms", "--endpoint", "http://127.0.0.1:1"]).await;
+    let answer = node.ask(&node.pod("p").token).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.message().contains("EKS Auth cannot be reached. "), "{answer:?}");
+    let told = node.agent.event("eks_auth_unavailable");
+    assert!(told["cause"].as_str().is_some_and(|cause| cause.contains("refused")), "{told}");
+}
+
+#[tokio::test]
 async fn a_slow_eks_auth_is_a_503_and_then_success_by_the_same_call() {
     let node = Node::start(&["--eks-auth-wait", "300ms"]).await;
     node.eks.settings(|s| s.latency_ms = 800);

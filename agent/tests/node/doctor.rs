@@ -56,7 +56,7 @@ fn pods_in_cgroup_v1_are_for_audit_only() {
     let (status, report) = doctor(&["--kubepods-cgroup", &kubepods(&root)]);
     assert_eq!(status, 1, "{report}");
     assert!(line(&report, "cgroups").starts_with("degraded"), "{report}");
-    assert!(report.lines().last().unwrap().starts_with("Callers are known by proc"), "{report}");
+    assert!(report.lines().last().unwrap().starts_with("Callers are attributed by proc"), "{report}");
 }
 
 #[test]

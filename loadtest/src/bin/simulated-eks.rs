@@ -12,7 +12,7 @@ use loadtest::eks::{Config, Settings, SimulatedEks};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Simulates EKS: OIDC issuer, EKS Auth, pod identity associations, STS, and a control API under /control.
+/// Simulate EKS: OIDC issuer, EKS Auth, pod identity associations, STS, and a control API under /control.
 ///
 /// Prints one line of JSON when it is ready, logs to stderr, ends on SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
@@ -24,30 +24,30 @@ struct Arguments {
     /// Address for https, with a certificate authority made for this run.
     #[arg(long, value_name = "ADDRESS")]
     https_listen: Option<SocketAddr>,
-    /// Where the certificate authority's PEM is written.
+    /// Where to write the certificate authority, as PEM.
     #[arg(long, value_name = "FILE", requires = "https_listen")]
     ca_out: Option<PathBuf>,
-    /// Make the issuer's URL the https one.
+    /// Use the https address in the issuer's URL.
     #[arg(long, requires = "https_listen")]
     issuer_over_https: bool,
-    /// Take the tokens of an API server, which calls itself so and signs with the key of --signing-key-out.
+    /// Accept the tokens of an API server with this issuer URL that signs with the key of --signing-key-out.
     #[arg(long, value_name = "URL", requires = "signing_key_out")]
     issuer: Option<String>,
-    /// Where the private key that tokens are signed with is written, as PEM.
+    /// Where to write the private key that signs tokens, as PEM.
     #[arg(long, value_name = "FILE")]
     signing_key_out: Option<PathBuf>,
     #[arg(long, value_name = "NAME", default_value = "demo", value_parser = cluster_name)]
     cluster_name: String,
     #[arg(long, default_value = "eu-west-1")]
     region: String,
-    /// The account of cluster and node role: twelve digits.
+    /// Account ID of the cluster and the node role, twelve digits.
     #[arg(long, default_value = "111122223333", value_parser = account_id)]
     account_id: String,
-    /// The node role's access key id; made up, like the secret, if not given. Its secret comes from
-    /// SIMULATED_NODE_SECRET_ACCESS_KEY, its session token, if it has one, from SIMULATED_NODE_SESSION_TOKEN.
+    /// Access key ID of the node role, made up by default. If given, its secret must be in
+    /// SIMULATED_NODE_SECRET_ACCESS_KEY, and its session token, if it has one, in SIMULATED_NODE_SESSION_TOKEN.
     #[arg(long, value_name = "ID")]
     node_access_key_id: Option<String>,
-    /// What is logged to stderr: error, warn, info, debug or trace.
+    /// Least severe level to log to stderr: error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: tracing::Level,
     #[command(flatten)]

@@ -19,64 +19,64 @@ use crate::report::Expectation;
 
 const MOST_PODS: u32 = 50_000;
 
-/// Thousands of simulated pods against a podcred agent: one scenario a run, and a report of it.
+/// Load-test a podcred agent with thousands of simulated pods: one scenario, and a report.
 ///
-/// As root each pod has a cgroup of its own on a simulated node, and the agent attributes its connections; without root all
-/// are on loopback. Everything ends by itself. The exit status is 0 if all that was expected held, 1 if something did
-/// not, 2 if the run could not be made.
+/// As root each pod has its own cgroup on a simulated node, and the agent attributes its connections; without root all pods
+/// are on loopback. Every run ends by itself. The exit status is 0 if all expectations held, 1 if one did not, and 2 if
+/// there was no run.
 #[derive(Clone, Debug, Parser)]
 // xtask names --output and --binary itself: what a person names after it holds.
 #[command(name = "loadtest", version, args_override_self = true)]
 pub struct Options {
     #[arg(value_enum)]
     pub(super) scenario: Scenario,
-    /// How many pods [default: the scenario's own, or as many as --token-dir has files]
+    /// Number of pods [default: the scenario's own, or as many as --token-dir has files]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=i64::from(MOST_PODS)))]
     pods: Option<u32>,
-    /// How many service accounts, each with a role of its own
+    /// Number of service accounts, each with its own role
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=5_000))]
     roles: Option<u32>,
-    /// How long pods want credentials: 500ms, 90s, 5m, 2h
+    /// How long pods ask for credentials, such as 500ms, 90s, 5m or 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
     duration: Option<Duration>,
-    /// The time in which the pods start, or that of one burst
+    /// Time within which the pods start, or those of one burst
     #[arg(long, value_name = "TIME", value_parser = time)]
     within: Option<Duration>,
-    /// How long a pod waits until it asks again, where it does so at a constant rate
+    /// How long a pod waits between requests, if the scenario has a constant rate
     #[arg(long, value_name = "TIME", value_parser = time)]
     every: Option<Duration>,
-    /// A run of seconds, as tests make it
+    /// Run for some seconds only, as the tests do
     #[arg(long)]
     pub(super) short: bool,
-    /// The SDK whose manners the pods have: its connections, time-outs, attempts, pauses and refreshes
+    /// SDK that the pods behave like: its connections, time-outs, attempts, pauses and refreshes
     #[arg(long, value_enum, default_value_t = Clients::Mixed)]
     pub(super) client: Clients,
-    /// So many of the pods get a network namespace of their own; the others have the node's
+    /// Number of pods with their own network namespace; the others use the node's
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u32).range(0..=1_000))]
     pub(super) netns: u32,
-    /// Loopback and no cgroups, as without root
+    /// Use loopback and no cgroups, as without root
     #[arg(long, conflicts_with = "netns")]
     pub(super) loopback: bool,
-    /// The agent: one of our own, or the URL of one that runs: http://169.254.170.23/v1/credentials
+    /// Agent to test: own, or the URL of a running one, such as http://169.254.170.23/v1/credentials
     #[arg(long, value_name = "own|URL", default_value = "own")]
     pub(super) agent: Target,
-    /// A folder of token files, one for each pod; with --agent URL. An agent in enforce mode takes them from the harness only where
-    /// its pod's service account is named by --delegate
+    /// Folder of token files, one for each pod (with --agent URL). An agent in enforce mode accepts them only if --delegate
+    /// names the service account of the harness's pod
     #[arg(long, value_name = "DIR")]
     pub(super) token_dir: Option<PathBuf>,
-    /// The podcred binary, where the agent is our own
+    /// The podcred binary to start, with --agent own
     #[arg(long, value_name = "FILE", default_value = "target/release/podcred")]
     pub(super) binary: PathBuf,
-    /// What must hold, such as p99<50ms or failed=0 (repeatable; in place of the scenario's own)
+    /// What must hold, such as p99<50ms or failed=0 (repeatable; replaces the scenario's own expectations)
     #[arg(long, value_name = "CONDITION")]
     pub(super) expect: Vec<Expectation>,
-    /// Where the report is written [default: target/loadtest/SCENARIO]
+    /// Folder for the report [default: target/loadtest/SCENARIO]
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Makes the same pods at the same moments again
+    /// Seed; the same one makes the same pods at the same moments
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(super) seed: u64,
-    /// Further flags of the agent
+    /// Further flags for the agent
     #[arg(last = true, value_name = "AGENT FLAGS")]
     pub(super) agent_args: Vec<String>,
 }

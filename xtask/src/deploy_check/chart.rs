@@ -34,7 +34,7 @@ pub(super) async fn check(findings: &mut Findings, write: bool) -> Result<()> {
         findings.note(&what, chart.gives_manifest(name, arguments, write).await);
     }
     match on_path("python3") {
-        true => conforms(findings, rendered.path()).await?,
+        true => conforms(findings, &chart).await?,
         false => findings.leave_out("Kubernetes' schemas: they come by pip, and python3 is not on the PATH"),
     }
     Ok(())
@@ -106,18 +106,18 @@ impl Chart {
     }
 }
 
-async fn conforms(findings: &mut Findings, rendered: &Path) -> Result<()> {
+/// Rendered for each version, because what a version does not have is left out for it.
+async fn conforms(findings: &mut Findings, chart: &Chart) -> Result<()> {
     let kubernetes = Kubernetes { kubeconform: kubeconform().await?, schemas: schemas().await? };
     let mut versions = kubernetes.schemas.versions()?;
     for version in &versions {
-        let manifests = MANIFESTS.map(|(name, _)| deploy().join("manifests").join(name));
-        let outcome =
-            kubernetes.knows(version, manifests.iter().map(PathBuf::as_path).chain([rendered])).await;
+        let outcome = kubernetes.knows_all_of(chart, version).await;
         findings.note(&format!("Kubernetes {version} knows every field"), outcome);
     }
     // That would be true of everything, too, if the schemas took everything.
     let newest = versions.pop().context("there are no schemas")?;
-    let misspelt = rendered.join("misspelt.yaml");
+    let scratch = tempfile::tempdir()?;
+    let misspelt = scratch.path().join("misspelt.yaml");
     let good = std::fs::read_to_string(deploy().join("manifests/podcred.yaml"))?;
     std::fs::write(&misspelt, good.replace("hostNetwork:", "hostNetwrk:"))?;
     let outcome = match kubernetes.knows(&newest, [misspelt.as_path()]).await {
@@ -135,6 +135,16 @@ struct Kubernetes {
 }
 
 impl Kubernetes {
+    async fn knows_all_of(&self, chart: &Chart, version: &str) -> Result<()> {
+        let rendered = tempfile::tempdir()?;
+        for values in yaml_files("tests/values")? {
+            let text = chart.render(&values, &["--kube-version", version]).await?;
+            std::fs::write(rendered.path().join(file_name(&values)), text)?;
+        }
+        let manifests = MANIFESTS.map(|(name, _)| deploy().join("manifests").join(name));
+        self.knows(version, manifests.iter().map(PathBuf::as_path).chain([rendered.path()])).await
+    }
+
     /// Strict: a field that the API server would drop is an error.
     async fn knows(&self, version: &str, files: impl IntoIterator<Item = &Path>) -> Result<()> {
         let mut command = Command::new(&self.kubeconform);

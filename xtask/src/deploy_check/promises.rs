@@ -1,6 +1,9 @@
-//! What one file says of another: flags are values, queries name metrics that exist, and the operator's guide has them all.
+//! What one file says of another: flags are values, queries name metrics that exist, the operator's guide has them all, and
+//! links lead somewhere.
 //!
-//! README is the source: tests of the agent hold it to the code.
+//! docs/reference.md is the source: tests of the agent hold it to the code.
+
+mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,11 +14,13 @@ use serde_json::Value;
 use super::Findings;
 use crate::build::root;
 
+const REFERENCE: &str = "docs/reference.md";
+
 pub(super) fn check(findings: &mut Findings) -> Result<()> {
-    let readme = read("README.md")?;
+    let reference = read(REFERENCE)?;
     let operate = read("docs/operate.md")?;
-    let metrics = metrics(section(&readme, "### Metrics", "### Refusals")?);
-    let flags = flags(section(&readme, "<!-- flags:", "<!-- /flags -->")?);
+    let metrics = metrics(section(&reference, "metrics")?);
+    let flags = flags(section(&reference, "flags")?);
     let values = read("deploy/helm/podcred/values.yaml")?;
     let schema = read("deploy/helm/podcred/values.schema.json")?;
     findings.note(
@@ -33,21 +38,25 @@ pub(super) fn check(findings: &mut Findings) -> Result<()> {
         metrics.iter().filter(|m| m.starts_with("podcred_") && !dashboard.contains(*m)).collect();
     findings.note("the dashboard shows every metric", none(&unshown));
 
-    let results = cells(section(&readme, "<!-- refusals:", "<!-- /refusals -->")?, 3);
-    let events = cells(section(&readme, "### Log events", "## The repository")?, 1);
-    for (what, names) in [("metric", &metrics), ("refusal", &results), ("log event", &events)] {
+    let refusals = section(&reference, "refusals")?;
+    let (codes, results) = (cells(refusals, 2), cells(refusals, 3));
+    let events = cells(section(&reference, "events")?, 1);
+    for (what, names) in
+        [("metric", &metrics), ("refusal", &results), ("error code", &codes), ("log event", &events)]
+    {
         let missing: Vec<&String> =
             names.iter().filter(|name| !operate.contains(&format!("`{name}`"))).collect();
         findings.note(&format!("docs/operate.md has every {what}"), none(&missing));
     }
     findings.note("every alert has its place in docs/operate.md", runbooks(&rules, &operate));
+    findings.note("every link between the documents leads somewhere", links::check());
     Ok(())
 }
 
 /// That each flag of `podcred server` is an argument in a rendered DaemonSet.
 pub(super) fn renders_every_flag(rendered: &str) -> Result<()> {
-    let readme = read("README.md")?;
-    let flags = flags(section(&readme, "<!-- flags:", "<!-- /flags -->")?);
+    let reference = read(REFERENCE)?;
+    let flags = flags(section(&reference, "flags")?);
     let missing: Vec<&String> = flags
         .values()
         .map(|flag| &flag.name)
@@ -60,9 +69,12 @@ fn read(path: &str) -> Result<String> {
     std::fs::read_to_string(root().join(Path::new(path))).with_context(|| format!("cannot read {path}"))
 }
 
-fn section<'a>(text: &'a str, from: &str, to: &str) -> Result<&'a str> {
-    let (_, rest) = text.split_once(from).with_context(|| format!("{from} is not in README"))?;
-    Ok(rest.split_once(to).with_context(|| format!("{to} is not in README"))?.0)
+/// What stands between `<!-- name: … -->` and `<!-- /name -->`.
+fn section<'a>(text: &'a str, name: &str) -> Result<&'a str> {
+    let begin = format!("<!-- {name}: ");
+    let (_, rest) = text.split_once(&begin).with_context(|| format!("{begin}… is not in {REFERENCE}"))?;
+    let end = format!("<!-- /{name} -->");
+    Ok(rest.split_once(&end).with_context(|| format!("{end} is not in {REFERENCE}"))?.0)
 }
 
 fn none(names: &[&String]) -> Result<()> {
@@ -76,7 +88,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn metrics(section: &str) -> BTreeSet<String> {
@@ -161,7 +173,7 @@ fn known_metrics(text: &str, metrics: &BTreeSet<String>) -> Result<()> {
         metrics.contains(*name) || series.is_some_and(|family| metrics.contains(family))
     };
     let unknown: Vec<&str> = used.into_iter().filter(|name| !known(name)).collect();
-    ensure!(unknown.is_empty(), "README has no {unknown:?}");
+    ensure!(unknown.is_empty(), "{REFERENCE} has no {unknown:?}");
     Ok(())
 }
 
@@ -215,6 +227,7 @@ mod tests {
     fn words_are_read_off_one_column() {
         let table = "| status | `Code` | `result` |\n|---|---|---|\n| 400 | `Bad` | `a_b`, `c` |\n";
         assert_eq!(cells(table, 3), ["a_b", "c", "result"].map(str::to_owned).into());
+        assert_eq!(cells(table, 2), ["Bad", "Code"].map(str::to_owned).into());
     }
 
     #[test]

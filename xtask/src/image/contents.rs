@@ -1,8 +1,10 @@
 //! The files of the image: the program and what it cannot do without.
 
 use std::fmt::Write as _;
+use std::fs::{File, FileTimes};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
@@ -99,6 +101,13 @@ impl Contents {
             };
             write().with_context(|| format!("cannot write {}", path.display()))?;
         }
+        // As in the archive: a Dockerfile takes these times into its layer. Folders last, what is put into them changes theirs.
+        let times = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+        for Entry { path, .. } in self.entries.iter().rev() {
+            let path = to.join(path);
+            let set = || File::open(&path)?.set_times(times);
+            set().with_context(|| format!("cannot set the time of {}", path.display()))?;
+        }
         Ok(())
     }
 }
@@ -132,6 +141,7 @@ mod tests {
         contents.write(folder.path()).unwrap();
         for entry in contents.entries() {
             let path = folder.path().join(&entry.path);
+            assert_eq!(path.metadata().unwrap().modified().unwrap(), SystemTime::UNIX_EPOCH, "{path:?}");
             match &entry.kind {
                 Kind::Folder => assert!(path.is_dir()),
                 Kind::File { content, .. } => assert_eq!(&std::fs::read(path).unwrap(), content),

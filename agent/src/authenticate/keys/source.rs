@@ -153,7 +153,7 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// A URL that keys may come from: https, or plain http to this machine itself.
+/// A URL that keys may come from and tokens go to: https, or plain http to this machine itself.
 pub fn check_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text)
         .map_err(|error| format!("is not a URL ({error}): write https://HOST[:PORT][/PATH]"))?;
@@ -166,11 +166,11 @@ pub fn check_url(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(&url) => Ok(url),
-        "http" => {
-            Err("is plain http to another host, where the keys could be replaced on the way: use https \
-                       (http is for loopback addresses only)"
-                .to_owned())
-        }
+        "http" => Err(
+            "is plain http to another host, and on the way there tokens and secrets could be read, and keys \
+                 replaced: use https (http is for loopback addresses only)"
+                .to_owned(),
+        ),
         other => Err(format!("has the scheme {other}: use https")),
     }
 }

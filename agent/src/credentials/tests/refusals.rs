@@ -48,10 +48,30 @@ async fn a_refused_token_costs_nobody_else_and_is_served_from_no_cache() {
     // The memory has lapsed, the cache is warm, and still EKS Auth is asked about this token.
     pass(10).await;
     assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
-    assert_eq!(node.calls_of("web/app/dead"), 2);
+    assert_eq!((node.calls_of("web/app/dead"), node.calls()), (2, 3), "and about no other");
+    // Nor is it one to renew by.
+    pass(3 * HOUR).await;
+    assert_eq!((node.calls_of("web/app/dead"), node.calls()), (2, 4));
     node.works();
-    pass(10).await;
     assert!(node.ask(&dead).await.is_ok());
+    assert_eq!((node.calls_of("web/app/dead"), node.calls()), (3, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_joins_the_flight_of_a_refused_token_goes_on_by_its_own() {
+    let node = Node::new();
+    let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
+    node.rule(|token| {
+        let dead = token.ends_with("/dead");
+        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
+    });
+    assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
+    pass(6).await;
+    let asked = node.clock.now();
+    let (of_dead, of_live) = tokio::join!(node.ask(&dead), node.ask(&live));
+    assert!(is_refused(&of_dead, RefusalKind::InvalidToken) && of_live.is_ok());
+    assert!(node.clock.now().mono - asked.mono < Duration::from_millis(200), "nobody backs off for it");
+    assert_eq!((node.calls_of("web/app/dead"), node.calls()), (2, 3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,7 +54,7 @@ async fn no_renewal_for_pods_that_have_ended() {
     for pod in [&ended, &lives] {
         node.key(pod).await;
     }
-    node.credentials.pods_ended(&[ended.permit.claims().pod_uid().into()]);
+    node.ended(&[ended]);
     pass(3 * HOUR + 5).await;
     assert_eq!((node.calls_of("web/app/ended"), node.calls_of("web/other/lives")), (1, 2));
     // A new pod is served from what is still valid, and renewals go on with its token.

@@ -66,6 +66,31 @@ async fn a_pods_next_attempt_finds_what_its_slow_call_brought() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flush_drops_what_such_tokens_of_the_service_account_bought() {
+    let node = Node::new();
+    let stranger = unchecked("p");
+    let key = async || node.ask_unchecked(&stranger).await.expect("credentials").0.access_key_id.clone();
+    assert_eq!(key().await, "ASIA0");
+    assert_eq!(node.credentials.flush(Some(("web", "other"))), 0);
+    assert_eq!(key().await, "ASIA0");
+    assert_eq!(node.credentials.flush(Some(("web", "app"))), 1);
+    assert_eq!(key().await, "ASIA1");
+    assert_eq!(node.credentials.flush(None), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_such_a_token_was_about_to_buy_when_the_flush_came_is_not_kept() {
+    let node = Node::new();
+    node.rule(|_| (Duration::from_millis(400), Ok(())));
+    let stranger = unchecked("p");
+    let (got, ()) = tokio::join!(node.ask_unchecked(&stranger), async {
+        sleep(Duration::from_millis(100)).await;
+        node.credentials.flush(Some(("web", "app")));
+    });
+    assert_eq!(got.expect("credentials").0.access_key_id, "ASIA1");
+}
+
+#[tokio::test(start_paused = true)]
 async fn its_pod_is_not_named_in_a_refusal() {
     let node = Node::new();
     node.rule(|_| (Duration::from_millis(50), Err(refusal(RefusalKind::AccessDenied))));

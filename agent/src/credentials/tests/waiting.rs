@@ -1,6 +1,7 @@
 //! Requests that have to wait for EKS Auth.
 
 use super::*;
+use crate::testing::Log;
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_call_is_a_503_after_the_wait_and_fills_the_cache() {
@@ -25,6 +26,24 @@ async fn a_503_never_comes_at_once_while_an_answer_may_still_come() {
         assert!(is_not_yet(&node.ask(&p).await));
         assert_eq!(node.clock.now().mono - asked.mono, Duration::from_millis(1_800));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_eks_auth_gives_no_answer_is_for_the_log_which_says_it_once_a_minute() {
+    let log = Log::default();
+    let _capture = log.capture(tracing::Level::WARN);
+    let node = Node::new();
+    node.down();
+    for _ in 0..20 {
+        let told = node.ask(&pod("web", "app", "p")).await.unwrap_err().body();
+        let told = String::from_utf8(told).unwrap();
+        assert!(told.contains("EKS Auth cannot be reached") && !told.contains("proxy.internal"), "{told}");
+    }
+    assert_eq!(log.events(), ["eks_auth_unavailable"]);
+    assert!(log.text().contains("proxy.internal:3128"), "{}", log.text());
+    pass(60).await;
+    assert!(is_not_yet(&node.ask(&pod("web", "app", "p")).await));
+    assert_eq!(log.events().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -56,17 +56,41 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else if not (kindIs "invalid" .) }}{{ . }}{{ end }}
 {{- end }}
 
+{{/* The flags among additionalArgs, by name: of a list of words, or of the official chart's map of flag to value. */}}
+{{- define "podcred.flagsAmong" -}}
+{{- $flags := list }}
+{{- range (kindIs "map" . | ternary (keys (kindIs "map" . | ternary . dict)) (. | default list)) }}
+{{- $flags = append $flags (first (splitList "=" (toString .))) }}
+{{- end }}
+{{- toJson $flags }}
+{{- end }}
+
 {{/*
 Flags that more than the agent has to know: probes and monitors their ports, volumes their paths, RBAC what they ask the
-API server. Among additionalArgs they would be half a setting.
+API server. Among additionalArgs they would be half a setting. What takes the link away is no way to make it.
 */}}
 {{- define "podcred.refuseHalfSettings" -}}
-{{- $given := .Values.agent.additionalArgs | default list }}
-{{- range (kindIs "map" $given | ternary (keys (kindIs "map" $given | ternary $given dict)) $given) }}
-{{- $flag := first (splitList "=" (toString .)) }}
-{{- if has $flag (list "--probe-port" "--metrics-port" "--delegate" "--imds-except" "--startup-taint" "--pin" "--host-proc" "--cgroup-root" "--control-socket" "--token-file" "--jwks-url" "--issuer") }}
-{{- fail (printf "agent.additionalArgs: %s is a value of its own: agent.%s" $flag ($flag | trimPrefix "--" | camelcase | untitle)) }}
+{{- range include "podcred.flagsAmong" .Values.agent.additionalArgs | fromJsonArray }}
+{{- if has . (list "--port" "--probe-port" "--metrics-port" "--delegate" "--imds-except" "--startup-taint" "--pin" "--host-proc" "--cgroup-root" "--control-socket" "--token-file" "--jwks-url" "--issuer") }}
+{{- fail (printf "agent.additionalArgs: %s is a value of its own: agent.%s" . (. | trimPrefix "--" | camelcase | untitle)) }}
 {{- end }}
+{{- end }}
+{{- range include "podcred.flagsAmong" .Values.init.additionalArgs | fromJsonArray }}
+{{- if has . (list "--remove" "--stay" "--pin") }}
+{{- fail (printf "init.additionalArgs: %s is for the clean-up, which is the value cleanup: true" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* One agent would wait for itself. */}}
+{{- define "podcred.refuseEqualPorts" -}}
+{{- $seen := dict }}
+{{- range $name, $port := dict "agent.port" (.Values.agent.port | default 80) "agent.probePort" (include "podcred.probePort" .) "agent.metricsPort" (include "podcred.metricsPort" .) }}
+{{- $number := include "podcred.text" $port }}
+{{- with get $seen $number }}
+{{- fail (printf "%s and %s are both %s: each needs a port of its own" . $name $number) }}
+{{- end }}
+{{- $_ := set $seen $number $name }}
 {{- end }}
 {{- end }}
 
@@ -126,6 +150,8 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 {{- if not (has (include "podcred.text" .maxUnavailable) $none) }}
 {{- fail "updateStrategy.rollingUpdate: with a maxSurge Kubernetes wants maxUnavailable: 0" }}
 {{- end }}true
+{{- else if has (include "podcred.text" .maxUnavailable) (list "0" "0%") }}
+{{- fail "updateStrategy.rollingUpdate: maxSurge and maxUnavailable are both 0: no agent could ever be replaced" }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -143,6 +169,11 @@ of flag to value. What is not set is left to podcred. To YAML an unquoted on and
 {{/* Whether the agent talks to the API server at all, and so needs its own token for it. */}}
 {{- define "podcred.asksApiServer" -}}
 {{- if or (include "podcred.watchesPods" .) .Values.agent.startupTaint (hasPrefix "https://kubernetes.default.svc" (.Values.agent.jwksUrl | default "")) }}true{{ else }}false{{ end }}
+{{- end }}
+
+{{/* Whether the API server holds each agent to its own node. Before 1.30 it has no such policies. */}}
+{{- define "podcred.admissionPolicy" -}}
+{{- if and .Values.agent.startupTaint .Values.admissionPolicy.create (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) }}true{{ end }}
 {{- end }}
 
 {{/* What the pods of the agent and those that clean up have in common. */}}

@@ -43,6 +43,10 @@ pub(super) async fn run(plan: &Plan, cluster: &Cluster, eks: &Eks) {
             "pods start that look as EKS's webhook makes them, once the startup taint is off",
             trial.pods().await,
         )?;
+        told(
+            "an agent may take its own node's startup taint off, and change nothing else",
+            trial.held().await,
+        )?;
         told("a pod has the credentials of its role", trial.serves().await)?;
         told("a pod with another's token is refused", trial.refuses().await)?;
         told("removed as the chart's README says, nothing is left", trial.remove().await)
@@ -100,10 +104,8 @@ impl Trial<'_> {
     }
 
     async fn doctor(&self) -> Result<()> {
-        let kubepods = self.kubepods();
-        let doctor = ["podcred", "doctor", "--kubepods-cgroup", &kubepods];
-        let exec = ["exec", "-n", SYSTEM, "daemonset/podcred", "--"];
-        self.kubectl(&[&exec[..], &doctor].concat()).await.map(drop)
+        let exec = ["exec", "-n", SYSTEM, "daemonset/podcred", "--", "podcred", "doctor"];
+        self.kubectl(&exec).await.map(drop)
     }
 
     /// Its capabilities and its sandbox, as the kernel has them.
@@ -159,6 +161,54 @@ impl Trial<'_> {
         self.kubectl(&wait).await.map(drop)
     }
 
+    /// By whoever has taken over an agent: with its token.
+    async fn held(&self) -> Result<()> {
+        const OTHER: &str = "node2";
+        // To the DaemonSet's controller it is no node of podcred's.
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": OTHER, "labels": { "eks.amazonaws.com/compute-type": "fargate" } },
+            "spec": { "taints": [{ "key": TAINT, "effect": "NoSchedule" }] },
+        });
+        let file = self.plan.scratch.join("node2.json");
+        std::fs::write(&file, node.to_string())?;
+        self.kubectl(&["create", "-f", &file.display().to_string()]).await?;
+
+        let agent = self.kubectl(&["get", "pods", "-n", SYSTEM, "-l", AGENT, "-o", "name"]).await?;
+        let agent = agent.trim().trim_start_matches("pod/");
+        let create = ["create", "token", "podcred", "-n", SYSTEM];
+        let bound = ["--bound-object-kind", "Pod", "--bound-object-name", agent];
+        let of_the_agent = self.kubectl(&[&create[..], &bound].concat()).await?;
+        let of_no_pod = self.kubectl(&create).await?;
+        let patch = async |token: &str, node: &str, patch: &str| {
+            let token = format!("--token={}", token.trim());
+            self.kubectl(&[&token, "patch", "node", node, "--type=merge", "-p", patch]).await
+        };
+
+        const NO_TAINTS: &str = r#"{"spec":{"taints":null}}"#;
+        const OTHER_TAINT: &str = r#"{"spec":{"taints":[{"key":"a","effect":"NoSchedule"}]}}"#;
+        const LABEL: &str = r#"{"metadata":{"labels":{"a":"b"}}}"#;
+        const CORDON: &str = r#"{"spec":{"unschedulable":true}}"#;
+        patch(&of_the_agent, NODE, NO_TAINTS).await.context("the agent's own node")?;
+        for (token, node, change, reason) in [
+            (&of_the_agent, OTHER, NO_TAINTS, "the node that it runs on, and no other"),
+            (&of_no_pod, NODE, NO_TAINTS, "the node that it runs on, and no other"),
+            (&of_the_agent, NODE, OTHER_TAINT, "of taints, podcred may take"),
+            (&of_the_agent, NODE, LABEL, "nothing of a node but its taints"),
+            (&of_the_agent, NODE, CORDON, "nothing of a node but its taints"),
+        ] {
+            match patch(token, node, change).await {
+                Ok(_) => bail!("{change} was taken for {node}"),
+                Err(error) => {
+                    let said = format!("{error:#}");
+                    ensure!(said.contains(reason), "{change} for {node} was refused otherwise: {said}");
+                }
+            }
+        }
+        self.kubectl(&["delete", "node", OTHER]).await.map(drop)
+    }
+
     async fn serves(&self) -> Result<()> {
         let (status, answer) = self.ask(ACCOUNT, &self.token_of(ACCOUNT).await?).await?;
         ensure!(status == 200, "{status}: {answer}");
@@ -185,7 +235,8 @@ impl Trial<'_> {
             Ok(self.kubectl(&["get", "pods", "-n", SYSTEM, "-o", "name"]).await?.is_empty())
         })
         .await?;
-        let kinds = "all,serviceaccounts,configmaps,secrets,clusterroles,clusterrolebindings";
+        let kinds = "all,serviceaccounts,configmaps,secrets,clusterroles,clusterrolebindings,\
+                     validatingadmissionpolicies,validatingadmissionpolicybindings";
         let label = "app.kubernetes.io/instance=podcred";
         let left = self.kubectl(&["get", kinds, "--all-namespaces", "-l", label, "-o", "name"]).await?;
         ensure!(left.is_empty(), "objects of the chart are left:\n{left}");

@@ -1,4 +1,4 @@
-//! README says what the code says.
+//! docs/reference.md says what the code says.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use podcred::{config, reject};
 
 use crate::harness::Node;
 
-const README: &str = include_str!("../../../README.md");
+const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
 /// What stands between `<!-- name: … -->` and `<!-- /name -->`.
 fn section(name: &str) -> &str {
-    let (_, from) = README.split_once(&format!("<!-- {name}: ")).expect("the section begins");
+    let (_, from) = REFERENCE.split_once(&format!("<!-- {name}: ")).expect("the section begins");
     let (_, from) = from.split_once("-->\n").expect("the marker ends");
     from.split_once(&format!("<!-- /{name} -->")).expect("the section ends").0
 }
@@ -18,7 +18,7 @@ fn section(name: &str) -> &str {
 /// On a mismatch the text that belongs there is printed whole, to be pasted.
 fn check(name: &str, expected: &str) {
     let found = section(name);
-    assert!(found == expected, "README's section {name} should be:\n{expected}");
+    assert!(found == expected, "the section {name} of docs/reference.md should be:\n{expected}");
 }
 
 #[test]
@@ -33,19 +33,20 @@ fn every_refusal_is_in_it() {
 
 #[tokio::test]
 async fn every_metric_is_in_it() {
+    let metrics = section("metrics");
     let node = Node::start(&[]).await;
     node.ask(&node.pod("p").token).await.key();
     node.ask("rubbish").await;
     for family in node.agent.scrape().await.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let name = family.split(' ').next().expect("a name");
-        assert!(README.contains(&format!("`{name}`")), "{name}");
+        assert!(metrics.contains(&format!("`{name}`")), "{name}");
     }
 }
 
 #[test]
 fn every_log_event_is_in_it() {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    let mut events = 0;
+    let (table, mut events) = (section("events"), 0);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
@@ -56,7 +57,7 @@ fn every_log_event_is_in_it() {
             let source = std::fs::read_to_string(&path).expect("source");
             for event in source.split("event = \"").skip(1).filter_map(|rest| rest.split('"').next()) {
                 events += 1;
-                assert!(README.contains(&format!("`{event}`")), "{event} of {}", path.display());
+                assert!(table.contains(&format!("`{event}`")), "{event} of {}", path.display());
             }
         }
     }
