@@ -4,12 +4,18 @@ pub mod control;
 mod http;
 
 use std::fmt::Write as _;
+use std::future::ready;
+use std::sync::Arc;
 
 use hyper::StatusCode;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::http::{Limits, Page};
+use crate::clock::Clock;
 
 /// A kubelet asks twice in a period; more than a few connections at once are somebody's mistake.
 const PROBE_CONNECTIONS: usize = 32;
@@ -76,10 +82,12 @@ pub async fn serve_probes(
     readiness: impl Fn() -> Readiness + Send + Sync + 'static,
     cancel: CancellationToken,
 ) {
-    let respond = move |path: &str| match path {
-        "/healthz" => Some(Page::text("ok\n".to_owned())),
-        "/readyz" => Some(readiness().page()),
-        _ => None,
+    let respond = move |path: &str| {
+        ready(match path {
+            "/healthz" => Some(Page::text("ok\n".to_owned())),
+            "/readyz" => Some(readiness().page()),
+            _ => None,
+        })
     };
     http::serve(listener, Limits::of(PROBE_CONNECTIONS), respond, cancel).await;
 }
@@ -89,15 +97,51 @@ pub async fn serve_metrics(
     listener: TcpListener,
     gather: impl Fn() -> String + Send + Sync + 'static,
     max_connections: usize,
+    clock: Clock,
     cancel: CancellationToken,
 ) {
-    let respond = move |path: &str| match path {
-        "/metrics" => {
-            Some(Page { content_type: "text/plain; version=0.0.4; charset=utf-8", ..Page::text(gather()) })
-        }
-        _ => None,
+    let scrapes = Scrapes { gather: Arc::new(gather), next: Arc::new(Mutex::new(clock.now().mono)), clock };
+    let respond = move |path: &str| {
+        let scrapes = (path == "/metrics").then(|| scrapes.clone());
+        async move { Some(scrapes?.page().await) }
     };
     http::serve(listener, Limits::of(max_connections), respond, cancel).await;
+}
+
+/// For hundreds of pods the text takes tens of milliseconds, and whoever is in reach may ask for it without end.
+#[derive(Clone)]
+struct Scrapes {
+    gather: Arc<dyn Fn() -> String + Send + Sync>,
+    /// From when on the next one may be gathered. Held meanwhile: there is one at a time.
+    next: Arc<Mutex<Instant>>,
+    clock: Clock,
+}
+
+/// All scrapes together take a quarter of one processor at most.
+const REST: u32 = 3;
+
+impl Scrapes {
+    /// Gathered on a thread that serves nobody's credentials.
+    async fn page(self) -> Page {
+        let mut next = Arc::clone(&self.next).lock_owned().await;
+        sleep_until(*next).await;
+        // It keeps the turn until it ends, also where who asked has hung up.
+        let gathered = spawn_blocking(move || {
+            let begun = self.clock.now().mono;
+            let text = (self.gather)();
+            let ended = self.clock.now().mono;
+            *next = ended + (ended - begun) * REST;
+            text
+        });
+        match gathered.await {
+            Ok(text) => Page { content_type: "text/plain; version=0.0.4; charset=utf-8", ..Page::text(text) },
+            Err(error) => {
+                tracing::error!(event = "metrics_failed", %error, "the metrics cannot be gathered");
+                Page::text("the metrics cannot be gathered\n".to_owned())
+                    .with(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+        }
+    }
 }
 
 #[cfg(test)]

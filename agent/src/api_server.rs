@@ -168,7 +168,7 @@ mod tests {
         request.headers()[AUTHORIZATION].to_str().unwrap().to_owned()
     }
 
-    fn sent(status: u16, body: &(impl ToString + ?Sized)) -> Answer {
+    fn sent(status: u16, body: &impl ToString) -> Answer {
         answer(status, &[("content-type", "application/json")], body.to_string())
     }
 
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(trouble(&server).await, "an answer that cannot be read");
         server.answer(move |request| match request.uri().query().unwrap_or_default().contains("watch=") {
             true => sent(200, &json!({ "type": "ERROR", "object": status(&echo(&request)) })),
-            false => sent(200, LIST),
+            false => sent(200, &LIST),
         });
         assert_eq!(trouble(&server).await, "403 Forbidden");
     }

@@ -84,8 +84,10 @@ pub enum Verdict {
     },
     /// The pod is another's, and whether it is a delegate's is not known yet.
     DelegatesUnknown,
-    /// The token is for a pod of another node.
-    OtherNode,
+    /// The token is for a pod of another node. Who presents it may be unknown besides.
+    OtherNode {
+        unattributed: Option<Unattributed>,
+    },
     Unattributed(Unattributed),
 }
 
@@ -98,7 +100,7 @@ impl Verdict {
             Verdict::Delegate => "delegate",
             Verdict::OtherPod { .. } => "other_pod",
             Verdict::DelegatesUnknown => "delegates_unknown",
-            Verdict::OtherNode => "other_node",
+            Verdict::OtherNode { .. } => "other_node",
             Verdict::Unattributed(_) => "unattributed",
         }
     }
@@ -154,11 +156,16 @@ impl Policy {
             (Some(here), Some(node)) => node != here,
             (None, _) | (_, None) => false,
         };
-        let has_passed = match verdict {
-            Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate | Verdict::Unattributed(_) => true,
-            Verdict::OtherPod { .. } | Verdict::DelegatesUnknown | Verdict::OtherNode => false,
-        };
-        if has_passed && elsewhere { Verdict::OtherNode } else { verdict }
+        if !elsewhere {
+            return verdict;
+        }
+        match verdict {
+            Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate => {
+                Verdict::OtherNode { unattributed: None }
+            }
+            Verdict::Unattributed(reason) => Verdict::OtherNode { unattributed: Some(reason) },
+            Verdict::OtherPod { .. } | Verdict::DelegatesUnknown | Verdict::OtherNode { .. } => verdict,
+        }
     }
 
     /// Nothing is refused that `enforce` was not asked for, unattributed connections excepted, which have a flag.
@@ -168,6 +175,10 @@ impl Policy {
         // caller, it is not made in `audit` either.
         let vouched = token.verified().is_some();
         let unless_vouched = |rejection| if vouched { enforced(rejection) } else { Some(rejection) };
+        let denied = |reason: &Unattributed| match self.unattributed {
+            config::Unattributed::Allow => None,
+            config::Unattributed::Deny => Some(Rejection::Unattributed(*reason)),
+        };
         match verdict {
             Verdict::NotCompared | Verdict::SamePod | Verdict::Delegate => None,
             Verdict::OtherPod { caller, token } => unless_vouched(Rejection::OtherPod {
@@ -175,11 +186,11 @@ impl Policy {
                 pod: token.clone(),
             }),
             Verdict::DelegatesUnknown => unless_vouched(Rejection::DelegatesUnknown),
-            Verdict::OtherNode => enforced(Rejection::OtherNode { pod: token.verified().cloned() }),
-            Verdict::Unattributed(reason) => match self.unattributed {
-                config::Unattributed::Allow => None,
-                config::Unattributed::Deny => Some(Rejection::Unattributed(*reason)),
-            },
+            Verdict::OtherNode { unattributed } => {
+                enforced(Rejection::OtherNode { pod: token.verified().cloned() })
+                    .or_else(|| unattributed.as_ref().and_then(denied))
+            }
+            Verdict::Unattributed(reason) => denied(reason),
         }
     }
 }

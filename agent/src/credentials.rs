@@ -29,7 +29,7 @@ use self::denials::Denials;
 use self::outages::Outages;
 use self::pace::Pace;
 use self::refusals::{Memory, Refusals};
-use self::role::{Answer, Departure, Role, Upkeep, Wanted};
+use self::role::{Answer, Departure, Role, Upkeep};
 use self::unchecked::Unchecked;
 use crate::authorize::{Permit, UncheckedPermit};
 use crate::claims::RoleKey;
@@ -198,17 +198,14 @@ impl Credentials {
         let inner = &self.inner;
         let deadline = asked.mono + inner.wait;
         loop {
-            let (mut flight, departing, wanted) = match answer {
+            let (mut flight, departing, briefly) = match answer {
                 Answer::Serve(issued) => return Ok(at_hand(issued, inner.clock.now())),
-                Answer::Wait { flight, departing, wanted } => (flight, departing, wanted),
+                Answer::Wait { flight, departing, briefly } => (flight, departing, briefly),
             };
             if let Some(departure) = departing {
                 inner.depart(role, departure);
             }
-            let until = match wanted {
-                Wanted::Revalidated => deadline.min(asked.mono + REVALIDATION_WAIT),
-                Wanted::First | Wanted::Better | Wanted::OwnAnswer => deadline,
-            };
+            let until = if briefly { deadline.min(asked.mono + REVALIDATION_WAIT) } else { deadline };
             let landed = timeout_at(until, flight.wait_for(Option::is_some)).await;
             let outcome = landed.map(|changed| changed.ok().and_then(|landed| (*landed).clone()));
             let now = inner.clock.now();
@@ -219,18 +216,16 @@ impl Credentials {
                 Memory::Recheck => true,
                 Memory::Refuse(refusal) => return Err(refuse(refusal, permit)),
             };
-            if let Ok(Some(Ok(issued))) = outcome
-                && !recheck
-            {
-                return Ok((issued, ServedFrom::EksAuth));
+            if !recheck {
+                if let Ok(Some(Ok(issued))) = outcome {
+                    return Ok((issued, ServedFrom::EksAuth));
+                }
+                if let Some(issued) = role.valid_at(now) {
+                    return Ok(at_hand(issued, now));
+                }
             }
-            let makes_do = match wanted {
-                Wanted::First | Wanted::OwnAnswer => false,
-                Wanted::Better | Wanted::Revalidated => !recheck,
-            };
-            if makes_do || now.mono >= deadline {
-                let valid = role.valid_at(now).filter(|_| !recheck);
-                return valid.map(|issued| at_hand(issued, now)).ok_or_else(|| not_yet(role, permit));
+            if now.mono >= deadline {
+                return Err(not_yet(role, permit));
             }
             // The flight brought nothing for this pod: others' tokens were refused, or its task died. With its own
             // token it can still be served.

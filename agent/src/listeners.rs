@@ -2,7 +2,7 @@
 //! go. So a node changes from one agent to another, and from one version of podcred to the next, without being left alone.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
@@ -17,12 +17,12 @@ use crate::clock::Clock;
 use crate::locks::lock;
 use crate::server;
 
-/// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. Two ports that are
-/// waited for cost 2 % of a processor.
-const TRY_AGAIN: Duration = Duration::from_millis(5);
-/// Nobody's credentials wait for probes and scrapes.
-const TRY_OWN_AGAIN: Duration = Duration::from_millis(500);
-/// A port that is not given up is said again, for those who did not read the first line.
+/// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. Two ports
+/// that are waited for cost 2 % of a processor.
+const CHANGEOVER: Duration = Duration::from_millis(5);
+/// Where nobody's credentials wait for another agent to let go: probes, scrapes, addresses that are not there.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// What keeps a port away is said again, for those who did not read the first line.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a port is for.
@@ -42,21 +42,31 @@ pub struct Ports {
 #[derive(Debug)]
 struct Problem {
     text: String,
-    /// Pods that ask here ask somebody else.
+    /// Pods that ask here have no answer, or somebody else's.
     leaves_pods_alone: bool,
 }
 
-/// One port: held, or waited for.
+/// One port: held, or tried for again and again.
 #[derive(Debug)]
 pub struct Port {
     purpose: Use,
     address: SocketAddr,
-    listener: Option<TcpListener>,
-    /// Somebody had it when it was wanted.
-    waits: bool,
+    state: State,
+    /// Another process has been seen to have it.
+    was_taken: bool,
     ports: Arc<Ports>,
     clock: Clock,
     tell_at: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Held(TcpListener),
+    /// Another process has it.
+    Taken,
+    /// A node without IPv6: nobody asks there.
+    Absent(String),
+    Failed(String),
 }
 
 impl Use {
@@ -70,7 +80,7 @@ impl Use {
 }
 
 impl Ports {
-    /// Whether another process has a port that pods ask.
+    /// Whether pods ask at a port that is not held.
     pub fn leave_pods_alone(&self) -> bool {
         lock(&self.problems).values().any(|problem| problem.leaves_pods_alone)
     }
@@ -79,69 +89,74 @@ impl Ports {
         lock(&self.problems).values().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; ")
     }
 
-    /// This node has no such address, so nobody asks there.
-    pub fn skip(&self, address: SocketAddr, text: String) {
-        lock(&self.problems).insert(address, Problem { text, leaves_pods_alone: false });
-    }
-
-    /// Takes the port, or begins to wait for it. An error is what waiting does not mend.
+    /// Tries for the port once. Why it cannot be had, other than for another process, is the caller's to tell.
     pub fn open(
         self: &Arc<Self>,
         purpose: Use,
         address: SocketAddr,
         clock: &Clock,
         attribution: &Attribution,
-    ) -> Result<Port, String> {
+    ) -> Port {
         let mut port = Port {
             purpose,
             address,
-            listener: None,
-            waits: false,
+            state: State::Taken,
+            was_taken: false,
             ports: Arc::clone(self),
             clock: clock.clone(),
             tell_at: clock.now().mono,
         };
-        port.take(attribution)?;
-        Ok(port)
+        port.attempt(attribution);
+        if port.failure().is_some() {
+            port.tell_at += TELL_AGAIN;
+        }
+        port
     }
 }
 
 impl Port {
     pub fn is_held(&self) -> bool {
-        self.listener.is_some()
+        matches!(self.state, State::Held(_))
+    }
+
+    /// Why it cannot be had, where it is not for another process.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.state {
+            State::Held(_) | State::Taken => None,
+            State::Absent(problem) | State::Failed(problem) => Some(problem),
+        }
     }
 
     /// Where it listens, or is to listen.
     pub fn address(&self) -> SocketAddr {
-        self.listener.as_ref().and_then(|held| held.local_addr().ok()).unwrap_or(self.address)
+        let bound = match &self.state {
+            State::Held(listener) => listener.local_addr().ok(),
+            State::Taken | State::Absent(_) | State::Failed(_) => None,
+        };
+        bound.unwrap_or(self.address)
     }
 
-    /// Comes back when the port is held; None if it is not before `cancel`, or cannot be.
-    pub async fn held(self, attribution: &Attribution, cancel: &CancellationToken) -> Option<TcpListener> {
-        match cancel.run_until_cancelled(self.waited_for(attribution)).await? {
-            Ok(listener) => Some(listener),
-            Err(problem) => {
-                tracing::error!(event = "listener_skipped", %problem, "this address is not served");
-                None
+    /// Comes back when the port is held; None if it is not before `cancel`.
+    pub async fn held(
+        mut self,
+        attribution: &Attribution,
+        cancel: &CancellationToken,
+    ) -> Option<TcpListener> {
+        let trying = async move {
+            loop {
+                self.attempt_and_tell(attribution);
+                if let State::Held(listener) = self.state {
+                    return listener;
+                }
+                sleep(self.rest()).await;
             }
-        }
+        };
+        cancel.run_until_cancelled(trying).await
     }
 
-    async fn waited_for(mut self, attribution: &Attribution) -> Result<TcpListener, String> {
-        loop {
-            self.take_or_tell(attribution)?;
-            match self.listener {
-                Some(listener) => return Ok(listener),
-                None if self.purpose == Use::Pods => sleep(TRY_AGAIN).await,
-                None => sleep(TRY_OWN_AGAIN).await,
-            }
-        }
-    }
-
-    /// Where another process has it, nothing happens.
-    fn take(&mut self, attribution: &Attribution) -> Result<(), String> {
+    fn attempt(&mut self, attribution: &Attribution) {
         if self.is_held() {
-            return Ok(());
+            return;
         }
         let prepare = |socket: BorrowedFd<'_>, address| match self.purpose {
             Use::Pods => attribution.prepare(socket, address),
@@ -149,75 +164,86 @@ impl Port {
             Use::Probes | Use::Metrics => Ok(()),
         };
         match server::listen(self.address, prepare) {
-            Ok(listener) => {
-                lock(&self.ports.problems).remove(&self.address);
-                self.listener = Some(listener);
-                if self.waits {
-                    tracing::info!(
-                        event = "port_free",
-                        flag = self.purpose.flag(),
-                        address = %self.address,
-                        "podcred listens here now"
-                    );
-                }
-                Ok(())
-            }
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                self.wait(format!("{} is held by another process; waiting for it", self.address));
-                Ok(())
-            }
+            Ok(listener) => self.hold(listener),
+            Err(error) => self.miss(&error),
+        }
+    }
+
+    fn hold(&mut self, listener: TcpListener) {
+        self.state = State::Held(listener);
+        if lock(&self.ports.problems).remove(&self.address).is_some() {
+            tracing::info!(
+                event = "port_free",
+                flag = self.purpose.flag(),
+                address = %self.address,
+                "podcred listens here now"
+            );
+        }
+    }
+
+    fn miss(&mut self, error: &io::Error) {
+        let (flag, address) = (self.purpose.flag(), self.address);
+        let is_absent = error.kind() == ErrorKind::AddrNotAvailable;
+        self.state = if error.kind() == ErrorKind::AddrInUse {
+            self.was_taken = true;
+            State::Taken
+        } else if self.was_taken && is_absent {
             // Who had it took its link away as well; `podcred initialize` makes that again.
-            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && self.waits => {
-                self.wait(format!(
-                    "{} was held by another process, and is no address here now",
-                    self.address
-                ));
-                Ok(())
-            }
-            Err(error) => Err(format!("{}: {} cannot be bound: {error}", self.purpose.flag(), self.address)),
-        }
+            State::Failed(format!("{address} was held by another process, and is no address here now"))
+        } else {
+            let problem = format!("{flag}: {address} cannot be bound: {error}");
+            // Each node of EKS has IPv4, and `podcred initialize` makes its address.
+            let is_without_ipv6 = is_absent || error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+            if address.is_ipv6() && is_without_ipv6 { State::Absent(problem) } else { State::Failed(problem) }
+        };
+        let text = match self.failure() {
+            Some(problem) => problem.to_owned(),
+            None => format!("{address} is held by another process; waiting for it"),
+        };
+        let leaves_pods_alone = self.purpose == Use::Pods && !matches!(self.state, State::Absent(_));
+        lock(&self.ports.problems).insert(address, Problem { text, leaves_pods_alone });
     }
 
-    fn wait(&mut self, text: String) {
-        self.waits = true;
-        let leaves_pods_alone = self.purpose == Use::Pods;
-        lock(&self.ports.problems).insert(self.address, Problem { text, leaves_pods_alone });
+    fn rest(&self) -> Duration {
+        if self.purpose == Use::Pods && self.was_taken { CHANGEOVER } else { TRY_AGAIN }
     }
 
-    /// What is told is that all else is ready: from here on the port is looked at every 5 ms.
-    fn take_or_tell(&mut self, attribution: &Attribution) -> Result<(), String> {
-        self.take(attribution)?;
-        if !self.is_held() {
-            self.tell();
-        }
-        Ok(())
-    }
-
-    fn tell(&mut self) {
+    /// What is told is that all else is ready: from here on the port is tried for again and again.
+    fn attempt_and_tell(&mut self, attribution: &Attribution) {
+        self.attempt(attribution);
         let now = self.clock.now().mono;
         if now < self.tell_at {
             return;
         }
+        let (flag, address) = (self.purpose.flag(), self.address);
+        match &self.state {
+            State::Held(_) | State::Absent(_) => return,
+            State::Taken => tracing::warn!(
+                event = "port_taken",
+                flag,
+                %address,
+                "another process listens here; podcred takes the port as soon as it is free. If that is another \
+                 agent, keep it off this node (docs/migrate.md); if not, give one of the two another port"
+            ),
+            State::Failed(problem) => tracing::error!(
+                event = "listener_skipped",
+                problem,
+                "this address is not served; podcred tries again, and says so once a minute"
+            ),
+        }
         self.tell_at = now + TELL_AGAIN;
-        tracing::warn!(
-            event = "port_taken",
-            flag = self.purpose.flag(),
-            address = %self.address,
-            "another process listens here; podcred takes the port as soon as it is free. If that is another agent, keep it \
-             off this node (docs/migrate.md); if not, give one of the two another port"
-        );
     }
 }
 
 /// Comes back when one of these is held.
-pub async fn first_held(ports: &mut [Port], attribution: &Attribution) -> Result<(), String> {
+pub async fn first_held(ports: &mut [Port], attribution: &Attribution) {
     loop {
         for port in &mut *ports {
-            port.take_or_tell(attribution)?;
+            port.attempt_and_tell(attribution);
         }
         if ports.iter().any(Port::is_held) {
-            return Ok(());
+            return;
         }
-        sleep(TRY_AGAIN).await;
+        sleep(ports.iter().map(Port::rest).min().unwrap_or(TRY_AGAIN)).await;
     }
 }

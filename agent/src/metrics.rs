@@ -327,7 +327,7 @@ impl Metrics {
             Verdict::Delegate
             | Verdict::OtherPod { .. }
             | Verdict::DelegatesUnknown
-            | Verdict::OtherNode
+            | Verdict::OtherNode { .. }
             | Verdict::Unattributed(_) => self.compared.with_label_values(&[verdict.label()]).inc(),
         }
     }

@@ -1,11 +1,12 @@
 //! Connections: taking them, bounding them, and letting them finish.
 
 mod connections;
+mod stream;
 
 use std::convert::Infallible;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +14,20 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::{SocketFlags, acceptfrom_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::connections::CapOf;
 use self::connections::{Caps, Connections, Place, Told};
+use self::stream::Stream;
 use crate::authenticate::last::LastToken;
+use crate::descriptor::readable;
 use crate::listeners::Port;
 use crate::metrics::Connected;
 use crate::request::{Connection, HEADER_BLOCK, Service};
@@ -46,8 +51,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// before any connection can come in on it.
 pub fn listen(
     address: SocketAddr,
-    prepare: impl FnOnce(BorrowedFd<'_>, SocketAddr) -> std::io::Result<()>,
-) -> std::io::Result<TcpListener> {
+    prepare: impl FnOnce(BorrowedFd<'_>, SocketAddr) -> io::Result<()>,
+) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -75,7 +80,7 @@ pub async fn serve(
     let tracker = TaskTracker::new();
     // Where the kernel tells pods apart, whoever it does not know leaves half of the node to those that it does.
     let unattributed =
-        if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { max_connections };
+        if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { usize::MAX };
     let caps = Caps { node: max_connections, pod: service.pods.limits().connections, unattributed };
     let connections = Connections::new(caps);
     let accepting = TaskTracker::new();
@@ -86,7 +91,11 @@ pub async fn serve(
             let host = port.address().ip();
             if let Some(listener) = port.held(&service.attribution, &cancel).await {
                 service.metrics.listener(host, true);
-                accept(listener, service, connections, tracker, cancel).await;
+                if let Err(error) = accept(listener, Arc::clone(&service), connections, tracker, cancel).await
+                {
+                    service.metrics.listener(host, false);
+                    tracing::error!(event = "listener_skipped", %host, %error, "an address is not served");
+                }
             }
         });
     }
@@ -132,19 +141,21 @@ async fn accept(
     connections: Arc<Connections>,
     tracker: TaskTracker,
     cancel: CancellationToken,
-) {
+) -> io::Result<()> {
     // Only where the listener takes all addresses has each connection to be asked for its own.
     let bound = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());
+    // tokio's own accept() would have epoll watch each connection, see `stream`.
+    let listener = readable(listener.into_std()?)?;
     let mut cancelled = pin!(cancel.cancelled());
     while !cancel.is_cancelled() {
         let accepted = tokio::select! {
             // The other way round each connection would pay for an entry among those that wait for the end.
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = listener.async_io(Interest::READABLE, accept_one) => accepted,
             () = cancelled.as_mut() => break,
         };
         let now = service.clock.now();
-        let (stream, peer) = match accepted {
+        let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Mostly the peer's doing (ECONNABORTED); with no descriptor left a pause lets some go.
@@ -155,8 +166,8 @@ async fn accept(
                 continue;
             }
         };
-        let Some(local) = bound.or_else(|| stream.local_addr().ok()) else { continue };
-        let caller = service.attribution.caller(&stream, peer, local);
+        let Some(local) = bound.or_else(|| socket.local_addr().ok()) else { continue };
+        let caller = service.attribution.caller(&socket, peer, local);
         service.metrics.attributed(&caller);
         // What a pod can spoof must not be charged to another.
         let known = caller.as_ref().ok().filter(|_| service.attribution.can_enforce());
@@ -177,13 +188,20 @@ async fn accept(
             last_token: LastToken::default(),
         };
         let connected = service.metrics.connected();
-        tracker.spawn(serve_one(stream, connection, Arc::clone(&service), place, connected));
+        tracker.spawn(serve_one(Stream::new(socket), connection, Arc::clone(&service), place, connected));
     }
+    Ok(())
+}
+
+fn accept_one(listener: &OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let peer = peer.ok_or(ErrorKind::ConnectionAborted)?;
+    Ok((socket.into(), peer.try_into()?))
 }
 
 #[expect(clippy::manual_async_fn, reason = "an async function's future has room for its arguments twice")]
 fn serve_one(
-    stream: TcpStream,
+    stream: Stream,
     connection: Connection,
     service: Arc<Service>,
     place: Place,
@@ -195,7 +213,7 @@ fn serve_one(
     }
 }
 
-async fn serve_on(stream: TcpStream, connection: &Connection, service: &Service, place: &Place) {
+async fn serve_on(stream: Stream, connection: &Connection, service: &Service, place: &Place) {
     // Not an async closure, whose future has room for the request twice.
     let respond = service_fn(|request| async move {
         place.busy();

@@ -106,7 +106,7 @@ impl Node {
             (namespace, Some(wire), addresses)
         };
         let place = Place::new(&self.kubepods.join(&container), namespace)?;
-        Ok(Pod::new(spec, container_id, place, addresses, wire, cgroup, Arc::clone(&self.shared)))
+        Ok(Pod::new(spec, place, addresses, wire, cgroup, Arc::clone(&self.shared)))
     }
 
     /// The node's network namespace and the agent's cgroup, which lies beside `kubepods`.

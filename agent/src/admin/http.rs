@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -28,6 +29,10 @@ impl Page {
     pub(super) fn text(body: String) -> Self {
         Page { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body }
     }
+
+    pub(super) fn with(self, status: StatusCode) -> Self {
+        Page { status, ..self }
+    }
 }
 
 /// What a slow or hostile client may cost.
@@ -45,9 +50,10 @@ impl Limits {
 }
 
 /// Serves until `cancel`, then lets the requests under way finish. `respond` gives no page where there is none.
-pub(super) async fn serve<F>(listener: TcpListener, limits: Limits, respond: F, cancel: CancellationToken)
+pub(super) async fn serve<F, P>(listener: TcpListener, limits: Limits, respond: F, cancel: CancellationToken)
 where
-    F: Fn(&str) -> Option<Page> + Send + Sync + 'static,
+    F: Fn(&str) -> P + Send + Sync + 'static,
+    P: Future<Output = Option<Page>> + Send + 'static,
 {
     let respond = Arc::new(respond);
     let permits = Arc::new(Semaphore::new(limits.connections));
@@ -86,13 +92,15 @@ where
     connections.wait().await;
 }
 
-async fn connection<F>(stream: TcpStream, limits: Limits, respond: Arc<F>, cancel: CancellationToken)
+async fn connection<F, P>(stream: TcpStream, limits: Limits, respond: Arc<F>, cancel: CancellationToken)
 where
-    F: Fn(&str) -> Option<Page> + Send + Sync + 'static,
+    F: Fn(&str) -> P,
+    P: Future<Output = Option<Page>>,
 {
-    let service = service_fn(move |request| {
-        let response = answer(&request, &*respond);
-        async move { Ok::<_, Infallible>(response) }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let readable = request.method() == Method::GET || request.method() == Method::HEAD;
+        let page = readable.then(|| respond(request.uri().path()));
+        async move { Ok::<_, Infallible>(answer(page).await) }
     });
     // No keep-alive: with few connections allowed, idle ones would shut the others out.
     let serving = http1::Builder::new()
@@ -118,13 +126,14 @@ where
     }
 }
 
-fn answer<B>(request: &Request<B>, respond: &impl Fn(&str) -> Option<Page>) -> Response<Full<Bytes>> {
-    let readable = request.method() == Method::GET || request.method() == Method::HEAD;
-    let page = if readable {
-        respond(request.uri().path())
-            .unwrap_or_else(|| Page { status: StatusCode::NOT_FOUND, ..Page::text("not found\n".to_owned()) })
-    } else {
-        Page { status: StatusCode::METHOD_NOT_ALLOWED, ..Page::text("GET and HEAD only\n".to_owned()) }
+/// Without `page` the request wanted something else than to read one.
+async fn answer(page: Option<impl Future<Output = Option<Page>>>) -> Response<Full<Bytes>> {
+    let readable = page.is_some();
+    let page = match page {
+        Some(page) => {
+            page.await.unwrap_or_else(|| Page::text("not found\n".to_owned()).with(StatusCode::NOT_FOUND))
+        }
+        None => Page::text("GET and HEAD only\n".to_owned()).with(StatusCode::METHOD_NOT_ALLOWED),
     };
     let mut response = Response::new(Full::new(Bytes::from(page.body)));
     *response.status_mut() = page.status;
@@ -137,13 +146,17 @@ fn answer<B>(request: &Request<B>, respond: &impl Fn(&str) -> Option<Page>) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
     use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
 
     use super::*;
     use crate::admin::{Readiness, serve_metrics, serve_probes};
+    use crate::clock::Clock;
 
     async fn listener() -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -172,7 +185,7 @@ mod tests {
     async fn page_server(limits: Limits) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
         let (listener, address) = listener().await;
         let cancel = CancellationToken::new();
-        let respond = |path: &str| (path == "/page").then(|| Page::text("hello".to_owned()));
+        let respond = |path: &str| ready((path == "/page").then(|| Page::text("hello".to_owned())));
         (address, cancel.clone(), tokio::spawn(serve(listener, limits, respond, cancel)))
     }
 
@@ -193,15 +206,47 @@ mod tests {
     #[tokio::test]
     async fn metrics_are_gathered_for_each_scrape_and_labelled_as_prometheus_text() {
         let (listener, address) = listener().await;
-        let scrapes = std::sync::atomic::AtomicU32::new(0);
-        let gather =
-            move || format!("scrapes {}\n", scrapes.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-        tokio::spawn(serve_metrics(listener, gather, 4, CancellationToken::new()));
+        let scrapes = AtomicU32::new(0);
+        let gather = move || format!("scrapes {}\n", scrapes.fetch_add(1, Ordering::Relaxed));
+        tokio::spawn(serve_metrics(listener, gather, 4, Clock::default(), CancellationToken::new()));
 
         for expected in ["scrapes 0\n", "scrapes 1\n"] {
             let answer = get(address, "/metrics").await;
             assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
             assert!(answer.ends_with(expected), "{answer}");
+        }
+    }
+
+    /// On the one thread that there is here.
+    #[tokio::test]
+    async fn a_scrape_under_way_holds_up_nothing_but_the_next_one() {
+        let (scrapes, metrics) = listener().await;
+        let (probes, probed) = listener().await;
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (go, may_end) = mpsc::channel::<()>();
+        let may_end = std::sync::Mutex::new(may_end);
+        let gather = move || {
+            begun.send(()).unwrap();
+            may_end
+                .lock()
+                .unwrap()
+                .recv_timeout(Duration::from_secs(9))
+                .map_or("late", |()| "in time")
+                .to_owned()
+        };
+        tokio::spawn(serve_metrics(scrapes, gather, 4, Clock::default(), CancellationToken::new()));
+        tokio::spawn(serve_probes(probes, Readiness::default, CancellationToken::new()));
+        let scraped = [(); 2].map(|()| tokio::spawn(async move { get(metrics, "/metrics").await }));
+
+        begins.recv().await.unwrap();
+        assert!(get(probed, "/healthz").await.starts_with("HTTP/1.1 200 "));
+        assert!(begins.try_recv().is_err(), "one at a time");
+        for _ in &scraped {
+            go.send(()).unwrap();
+        }
+        for answer in scraped {
+            let answer = answer.await.unwrap();
+            assert!(answer.ends_with("in time"), "{answer}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -117,7 +117,7 @@ const NOBODY: Caller = Caller { cgroup_id: 0, group: 0, netns: 0, connected_at: 
 impl Probe {
     pub fn load(config: &ProbeConfig) -> Result<Probe, ProbeError> {
         raise_locked_memory();
-        let pins = config.pins.as_deref().map(|root| Pins::open(root, OBJECT)).transpose()?;
+        let pins = config.pins.as_deref().map(|root| Pins::of(OBJECT, root));
         let locked = pins.as_ref().map(Pins::lock).transpose()?;
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &locked {
@@ -161,11 +161,6 @@ impl Probe {
     /// As [`Probe::try_each`] tells it, where all went well.
     pub fn tried(&self) -> Vec<Tried> {
         self.attachments.tried()
-    }
-
-    /// Takes away what agents of any version have pinned there.
-    pub fn unpin(root: &Path) -> Result<(), ProbeError> {
-        Pins::open(root, OBJECT)?.lock()?.remove_all()
     }
 
     /// From here on connections to this address are watched.

@@ -9,7 +9,7 @@ use agent_ebpf::Kind;
 use super::cgroup::{self, Cgroups, NoPod};
 use super::inet_diag::{Followed, InetDiag};
 use super::layout::{Layout, LayoutProblem, Version};
-use super::probe::{Probe, ProbeConfig, ProbeError, Tried};
+use super::probe::{Probe, ProbeConfig, ProbeError, Tried, pins};
 use super::probed::Probed;
 use super::proc::HostProc;
 use super::{Attribution, Processes, Sockets, Source};
@@ -77,8 +77,7 @@ fn without_pins(settings: &Settings) -> Settings {
 
 /// Programs that an earlier agent pinned would go on for ever: counting, and refusing IMDS.
 pub(super) fn leave_no_pins(settings: &Settings) -> Option<String> {
-    let pins = settings.paths.pin.as_deref().filter(|pins| pins.exists())?;
-    Probe::unpin(pins).err().map(|error| error.to_string())
+    pins::clear(settings.paths.pin.as_deref()?).err().map(|error| error.to_string())
 }
 
 /// With what there is to tell the operator of it.

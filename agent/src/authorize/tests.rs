@@ -145,6 +145,34 @@ fn what_the_kernel_cannot_tell_follows_its_own_flag() {
 }
 
 #[test]
+fn whoever_one_of_the_rules_refuses_is_refused() {
+    let here = || verified("a");
+    let elsewhere = || Authenticated::Verified(claims("a", Some("there")));
+    let unknown = || Err(Unattributed::NoRecord);
+    let (nodes, pods, nobodys) = (Some("other_node"), Some("other_pod"), Some("unattributed"));
+    // In audit, and in enforce; each with unattributed callers allowed, and denied.
+    let table = [
+        (pod("a"), here(), [None, None, None, None]),
+        (pod("a"), elsewhere(), [None, None, nodes, nodes]),
+        (pod("b"), here(), [None, None, pods, pods]),
+        (pod("b"), elsewhere(), [None, None, pods, pods]),
+        (unknown(), here(), [None, nobodys, None, nobodys]),
+        (unknown(), elsewhere(), [None, nobodys, nodes, nodes]),
+    ];
+    for (who, token, refusals) in table {
+        let modes = [Verify::Audit, Verify::Enforce].into_iter();
+        let policies = modes.flat_map(|verify| {
+            [config::Unattributed::Allow, config::Unattributed::Deny]
+                .map(|unattributed| Policy { unattributed, ..policy(verify) })
+        });
+        let refused: Vec<_> = policies.map(|policy| decide(&who, token.clone(), &policy).1).collect();
+        assert_eq!(refused, refusals, "{who:?} with {token:?}");
+        let off = Policy { unattributed: config::Unattributed::Deny, ..policy(Verify::Off) };
+        assert_eq!(decide(&who, token, &off), ("not_compared", None));
+    }
+}
+
+#[test]
 fn a_delegate_may_once_the_pods_of_the_node_are_listed() {
     let driver = config::ServiceAccount { namespace: "kube-system".to_owned(), name: "csi".to_owned() };
     let pods = Arc::new(NodePods::default());

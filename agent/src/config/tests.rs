@@ -174,7 +174,7 @@ fn a_bad_value_is_refused_with_flag_value_and_what_is_allowed() {
         (&["--startup-taint", "a/b:NoSchedule"], ["--startup-taint", "\"a/b:NoSchedule\"", "key alone"]),
         (&["--startup-taint", "/b"], ["--startup-taint", "\"/b\"", "key of a taint"]),
         (&["--startup-taint", "a/b/c"], ["--startup-taint", "\"a/b/c\"", "key of a taint"]),
-        (&["--startup-taint", "podcred/new"], ["--startup-taint", "needs", "--node-name"]),
+        (&["--startup-taint", "podcred/new"], ["--startup-taint", "requires", "--node-name"]),
         (&["--instance-id="], ["--instance-id", "\"\"", "1 to 253 letters"]),
         (&["--zone", "é"], ["--zone", "\"é\"", "1 to 253 letters"]),
         (&["--control-socket", "run/x"], ["--control-socket", "\"run/x\"", "absolute path"]),

@@ -87,21 +87,9 @@ pub(super) enum Answer {
     Wait {
         flight: Flight,
         departing: Option<Departure>,
-        wanted: Wanted,
+        /// What is at hand is good, and soon better than to wait on.
+        briefly: bool,
     },
-}
-
-/// What a pod waits for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Wanted {
-    /// Any credentials: there are none.
-    First,
-    /// Better ones than those at hand, which are nearly used up.
-    Better,
-    /// Those of an association that may have been changed. There is no hurry: those at hand are good.
-    Revalidated,
-    /// What EKS Auth says to this very token, which it refused before.
-    OwnAnswer,
 }
 
 #[derive(Debug)]
@@ -196,29 +184,29 @@ impl Role {
         let valid = state.valid_at(now);
         let backing_off = now.mono < state.retry_at;
 
-        let (purpose, wanted) = match &valid {
-            _ if recheck => (Purpose::Revalidation, Wanted::OwnAnswer),
+        let (purpose, briefly) = match &valid {
+            _ if recheck => (Purpose::Revalidation, false),
             Some(issued) if !issued.is_low_at(now) => {
                 // Age is what a recreated pod would see of a changed association.
                 let stale = new_here && issued.age_at(now) >= revalidate_after && !backing_off;
                 if !stale {
                     return Answer::Serve(Arc::clone(issued));
                 }
-                (Purpose::Revalidation, Wanted::Revalidated)
+                (Purpose::Revalidation, true)
             }
             Some(issued) if backing_off => return Answer::Serve(Arc::clone(issued)),
-            Some(_) => (Purpose::Renewal, Wanted::Better),
-            None => (Purpose::First, Wanted::First),
+            Some(_) => (Purpose::Renewal, false),
+            None => (Purpose::First, false),
         };
         if let Some(flight) = &state.flight {
-            return Answer::Wait { flight: flight.clone(), departing: None, wanted };
+            return Answer::Wait { flight: flight.clone(), departing: None, briefly };
         }
         // Until it has landed nothing may evict this key: the next pod would start a second call.
         self.pinned.store(true, Ordering::Relaxed);
         let bearer = Bearer::new(permit, token);
         let tokens = if recheck { Tokens::Only(bearer) } else { Tokens::First(bearer) };
         let (flight, departure) = state.depart(tokens, purpose);
-        Answer::Wait { flight, departing: Some(departure), wanted }
+        Answer::Wait { flight, departing: Some(departure), briefly }
     }
 
     /// Starts a renewal, unless a call is under way.

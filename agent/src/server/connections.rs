@@ -208,7 +208,7 @@ mod tests {
     use crate::config::{PodLimits, Switch};
     use crate::pods::Pods;
 
-    const CAPS: Caps = Caps { node: 3, pod: 2, unattributed: 3 };
+    const CAPS: Caps = Caps { node: 3, pod: 2, unattributed: 100 };
 
     fn later(now: Now, seconds: u64) -> Now {
         Now { mono: now.mono + Duration::from_secs(seconds), ..now }

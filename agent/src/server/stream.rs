@@ -18,7 +18,10 @@ const FIRST_READ: usize = 2 * 1024;
 pub(super) enum Stream {
     /// `None` where the socket could not be handed over to be watched. `asked`: it had nothing to read once, and the other
     /// connections went first.
-    Unwatched { socket: Option<net::TcpStream>, asked: bool },
+    Unwatched {
+        socket: Option<net::TcpStream>,
+        asked: bool,
+    },
     Watched(TcpStream),
 }
 

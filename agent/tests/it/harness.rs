@@ -1,11 +1,12 @@
 //! A simulated EKS in this process, the agent's binary beside it, and a client.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -240,6 +241,20 @@ impl Agent {
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// All that it logs, to its end.
+    pub(crate) fn whole_log(&mut self) -> String {
+        self.terminate();
+        self.wait();
+        let events = self.events.lock().expect("one reader");
+        let end = loop {
+            if let Err(end) = events.recv_timeout(BROKEN) {
+                break end;
+            }
+        };
+        assert_eq!(end, RecvTimeoutError::Disconnected, "somebody else holds its stderr");
+        self.logs()
+    }
+
     /// From here on nobody reads the agent's log, and its pipe fills.
     pub(crate) fn stop_reading_the_log(&self) {
         self.deaf.store(true, Ordering::Relaxed);
@@ -263,6 +278,19 @@ pub(crate) async fn until(is_so: impl AsyncFn() -> bool) {
         }
     };
     tokio::time::timeout(BROKEN, looking).await.expect("what was waited for did not come");
+}
+
+/// The names of all metric families, as the code has them: one that nothing feeds is in no scrape.
+pub(crate) fn registered_metrics() -> BTreeSet<String> {
+    let sources = [include_str!("../../src/metrics.rs"), include_str!("../../src/metrics/pods.rs")];
+    let quoted = sources.iter().flat_map(|source| source.split('"'));
+    let is_name = |text: &&str| {
+        ["podcred_", "pod_identity_"].iter().any(|prefix| text.starts_with(prefix))
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let names: BTreeSet<String> = quoted.filter(is_name).map(str::to_owned).collect();
+    assert!(names.len() > 30, "{names:?}");
+    names
 }
 
 impl Drop for Agent {

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use loadtest::eks::{Config, PodToken, SimulatedEks};
+use loadtest::eks::{Config, Outage, PodToken, SimulatedEks};
 use serde_json::Value;
 
-use crate::harness::{Agent, BROKEN, Node};
+use crate::harness::{Agent, BROKEN, Node, registered_metrics, until};
 
 #[tokio::test]
 async fn sigterm_drains_and_exits_0() {
@@ -17,9 +17,7 @@ async fn sigterm_drains_and_exits_0() {
     let token = node.pod("p").token;
     let request = node.agent.request().header("authorization", &token);
     let running = tokio::spawn(crate::harness::Answer::of(request));
-    while node.eks.counts().total + node.agent.metric("podcred_connections").await as u64 == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(async || node.eks.counts().in_flight + node.eks.counts().total > 0).await;
     node.agent.terminate();
     assert_eq!(running.await.expect("no panic").status, 200, "what was running is finished");
     assert_eq!(node.agent.wait().code(), Some(0));
@@ -35,6 +33,17 @@ async fn an_address_that_cannot_be_bound_is_skipped_and_reported_as_long_as_anot
     assert_eq!(status, 200);
     assert!(text.contains("fd00:ec2::23"), "{text}");
     assert!(node.agent.logs().contains("listener_skipped"));
+}
+
+/// Each node has IPv4, so pods ask there.
+#[tokio::test]
+async fn an_agent_without_one_of_the_pods_ipv4_addresses_is_not_ready() {
+    let node = Node::start(&[]).await;
+    let agent = Agent::start_unready(&node.eks, &["--bind-hosts", "192.0.2.1"]);
+    assert_eq!(agent.ask(&node.pod("p").token).await.status, 200);
+    let (status, text) = agent.probe("/readyz").await;
+    assert!(status == 503 && text.contains("listeners: --bind-hosts: 192.0.2.1:0 cannot be bound"), "{text}");
+    assert_eq!(agent.logs().matches("listener_skipped").count(), 1);
 }
 
 #[test]
@@ -76,7 +85,7 @@ async fn ports_that_another_agent_holds_are_taken_when_they_are_free() {
         "nobody waits for scrapes: {ready}"
     );
     drop(other_metrics);
-    crate::harness::until(async || agent.probe("/readyz").await.1.contains("listeners: ok")).await;
+    until(async || agent.probe("/readyz").await.1.contains("listeners: ok")).await;
     assert_eq!(agent.metric("podcred_listener_bound{address=\"127.0.0.1\"}").await, 1.0);
     assert_eq!(agent.logs().matches("port_taken").count(), 3, "it says so once of each");
     assert_eq!(agent.logs().matches("port_free").count(), 3);
@@ -92,7 +101,7 @@ async fn an_agent_is_not_ready_while_another_process_has_one_of_the_pods_address
     let mut agent = Agent::begin_at_both(&eks, [address, any, any]);
     agent.until_serving();
     assert!(agent.credentials.is_ipv6(), "{}", agent.credentials);
-    crate::harness::until(async || agent.probe("/readyz").await.1.contains("keys: ok")).await;
+    until(async || agent.probe("/readyz").await.1.contains("keys: ok")).await;
     let (status, text) = agent.probe("/readyz").await;
     assert!(status == 503 && text.contains(&format!("{address} is held")), "{text}");
     drop(other);
@@ -109,6 +118,38 @@ async fn an_agent_that_waits_for_its_port_ends_by_sigterm() {
     agent.event("port_taken");
     agent.terminate();
     assert_eq!(agent.wait().code(), Some(0));
+}
+
+#[test]
+fn a_start_that_waits_for_its_region_ends_by_sigterm() {
+    let imds = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let home = tempfile::tempdir().expect("a folder");
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_podcred"));
+    agent
+        .args(["server", "--cluster-name", "demo", "--issuer", "http://127.0.0.1:1/id/x", "--verify", "off"])
+        .args(["--bind-hosts", "127.0.0.1", "--port", "0", "--probe-port", "0", "--metrics-port", "0"])
+        .arg("--control-socket")
+        .arg(home.path().join("control.sock"))
+        .env_clear()
+        .env("HOME", home.path())
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", imds.local_addr().expect("bound")));
+    let mut agent = agent.stderr(Stdio::null()).spawn().expect("the binary runs");
+    let _unanswered = imds.accept().expect("it asks for its region");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), rustix::process::Signal::TERM)
+        .expect("it runs");
+    // Without the region, which it would have given up to find some seconds later, it were an error.
+    assert_eq!(agent.wait().expect("it was started here").code(), Some(0));
+}
+
+#[tokio::test]
+async fn half_a_request_for_a_probe_has_no_longer_than_the_grace() {
+    let mut node = Node::start(&["--shutdown-grace", "100ms"]).await;
+    let mut half = TcpStream::connect(node.agent.probes).expect("connects");
+    half.write_all(b"GET /healthz HTTP/1.1\r\n").expect("writes");
+    assert_eq!(node.agent.probe("/healthz").await.0, 200, "by now the half is there, too");
+    node.agent.terminate();
+    assert_eq!(node.agent.event("drain_cut_short")["open"], 1);
+    assert_eq!(node.agent.wait().code(), Some(0));
 }
 
 fn server(args: &[&str]) -> (Option<i32>, String) {
@@ -167,7 +208,7 @@ async fn one_issued_line_for_each_pod_and_access_key() {
 
 #[tokio::test]
 async fn no_secret_of_a_run_is_in_its_logs_and_metrics() {
-    let node = Node::start(&["-v", "trace"]).await;
+    let mut node = Node::start(&["-v", "trace"]).await;
     let mut secrets = vec![node.eks.node_credentials().secret_access_key().to_owned()];
     for name in ["a", "b"] {
         let token = node.pod(name).token;
@@ -182,8 +223,10 @@ async fn no_secret_of_a_run_is_in_its_logs_and_metrics() {
     secrets.extend(refused.split('.').skip(1).map(str::to_owned));
     let bad = format!("{refused}x");
     let message = node.ask(&bad).await.message().to_owned();
-    let told = format!("{}\n{}\n{message}", node.agent.logs(), node.agent.scrape().await);
-    assert!(told.contains("\"issued\""), "the logs were read");
+    let metrics = node.agent.scrape().await;
+    let log = node.agent.whole_log();
+    assert!(log.contains("\"issued\"") && log.contains("\"stopped\""), "the log was read:\n{log}");
+    let told = format!("{log}\n{metrics}\n{message}");
     for secret in secrets {
         assert!(!told.contains(&secret), "a secret got out: {}…", &secret[..8]);
     }
@@ -197,13 +240,27 @@ async fn every_family_is_fed_and_promtool_has_nothing_to_say() {
     node.ask("rubbish").await;
     node.ask(&node.eks.mint(PodToken::new("web", "none", "p")).token).await;
     let text = node.agent.scrape().await;
-    for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
-        let name = family.split(' ').next().expect("a name");
-        assert!(
-            text.lines().any(|line| !line.starts_with('#') && line.starts_with(name)),
-            "{name} has no sample"
-        );
-    }
+    // Only an agent all of whose connections wait turns one away.
+    let full = Agent::start(&node.eks, &["--max-connections", "1", "--eks-auth-wait", "10s"]).await;
+    node.eks.settings(|s| s.outage = Outage::Hang);
+    let waits = tokio::spawn(crate::harness::Answer::of(full.request().header("authorization", &pod)));
+    until(async || node.eks.counts().in_flight > 0).await;
+    until(async || {
+        drop(TcpStream::connect(full.credentials).expect("connects"));
+        full.metric("podcred_connections_refused_total{cap_of=\"node\"}").await > 0.0
+    })
+    .await;
+    waits.abort();
+    let scrapes = format!("{text}{}", full.scrape().await);
+    // What only the kernel counts is looked at in the tests that have its programs.
+    let of_the_kernel = ["podcred_connects_total", "podcred_imds_connects_total", "podcred_probe_lost_total"];
+    let is_fed = |name: &str| {
+        scrapes.lines().any(|line| line.starts_with(&format!("# TYPE {name} ")))
+            || of_the_kernel.contains(&name)
+            || name.starts_with("podcred_pod_")
+    };
+    let unfed: Vec<String> = registered_metrics().into_iter().filter(|name| !is_fed(name)).collect();
+    assert!(unfed.is_empty(), "{unfed:?}");
     // The official agent's names are as they are; promtool would object to them.
     let ours: String =
         text.lines().filter(|line| !line.contains("pod_identity_")).map(|line| format!("{line}\n")).collect();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use podcred::{config, reject};
 
-use crate::harness::Node;
+use crate::harness::registered_metrics;
 
 const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
@@ -31,15 +31,11 @@ fn every_refusal_is_in_it() {
     check("refusals", &reject::table());
 }
 
-#[tokio::test]
-async fn every_metric_is_in_it() {
-    let metrics = section("metrics");
-    let node = Node::start(&[]).await;
-    node.ask(&node.pod("p").token).await.key();
-    node.ask("rubbish").await;
-    for family in node.agent.scrape().await.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
-        let name = family.split(' ').next().expect("a name");
-        assert!(metrics.contains(&format!("`{name}`")), "{name}");
+#[test]
+fn every_metric_is_in_it() {
+    let table = section("metrics");
+    for name in registered_metrics() {
+        assert!(table.contains(&format!("`{name}`")), "{name}");
     }
 }
 

@@ -1,12 +1,13 @@
 //! What EKS Auth says and does, as a pod sees it.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use loadtest::eks::{AssociationChange, ErrorCode, NewAssociation, Outage, PodToken};
 use podcred::clock::Clock;
 use serde_json::json;
 
-use crate::harness::{Node, ROLE};
+use crate::harness::{Node, ROLE, until};
 
 #[tokio::test]
 async fn refusals_keep_their_status_and_code_and_name_the_pod() {
@@ -61,7 +62,7 @@ async fn a_slow_eks_auth_is_a_503_and_then_success_by_the_same_call() {
     node.eks.settings(|s| s.latency_ms = 800);
     let token = node.pod("p").token;
     assert_eq!(node.ask(&token).await.status, 503);
-    while node.ask(&token).await.status != 200 {}
+    until(async || node.ask(&token).await.status == 200).await;
     assert_eq!(node.eks.counts().total, 1);
 }
 
@@ -78,7 +79,7 @@ async fn an_outage_is_outlived_by_known_roles_for_pods_old_and_new() {
         let unknown = node.eks.mint(PodToken::new("web", "unknown", "p")).token;
         assert_eq!(node.ask(&unknown).await.status, 503);
         node.eks.settings(|s| s.outage = Outage::Off);
-        while node.ask(&unknown).await.status != 200 {}
+        until(async || node.ask(&unknown).await.status == 200).await;
     }
 }
 
@@ -88,9 +89,7 @@ async fn short_lived_credentials_are_renewed_without_anybody_asking() {
     node.eks.settings(|s| s.credential_life_seconds = 8);
     let token = node.pod("p").token;
     let first = node.ask(&token).await.key().to_owned();
-    while node.eks.counts().total < 2 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until(async || node.eks.counts().total >= 2).await;
     let renewed = node.ask(&token).await.key().to_owned();
     assert_ne!(first, renewed);
 }
@@ -102,16 +101,16 @@ async fn credentials_serve_to_their_last_second_in_an_outage_and_come_back_by_th
     let token = node.pod("p").token;
     let expiration = node.ask(&token).await.body["Expiration"].as_str().expect("text").to_owned();
     node.eks.settings(|s| s.outage = Outage::Refuse);
-    let refused = loop {
+    until(async || {
         let answer = node.ask(&token).await;
-        if answer.status != 200 {
-            break answer;
+        if answer.status == 200 {
+            assert_eq!(answer.body["Expiration"], *expiration, "nothing else can be had");
         }
-        assert_eq!(answer.body["Expiration"], *expiration, "nothing else can be had");
-    };
-    assert_eq!(refused.status, 503);
+        answer.status == 503
+    })
+    .await;
     node.eks.settings(|s| s.outage = Outage::Off);
-    while node.ask(&token).await.status != 200 {}
+    until(async || node.ask(&token).await.status == 200).await;
 }
 
 #[tokio::test]
@@ -126,17 +125,14 @@ async fn a_lost_permission_of_the_node_role_costs_no_pod_its_credentials() {
     for pod in &pods {
         node.ask(pod).await.key();
     }
+    let suspected = async || node.agent.metric("podcred_eks_auth_permission_suspected_lost").await;
     node.eks.settings(|s| s.node_permission = false);
-    while node.agent.metric("podcred_eks_auth_permission_suspected_lost").await < 1.0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(async || suspected().await == 1.0).await;
     for pod in &pods {
         node.ask(pod).await.key();
     }
     node.eks.settings(|s| s.node_permission = true);
-    while node.agent.metric("podcred_eks_auth_permission_suspected_lost").await > 0.0 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(async || suspected().await == 0.0).await;
 }
 
 #[tokio::test]
@@ -182,18 +178,12 @@ async fn a_recreated_pod_gets_the_role_that_its_association_was_changed_to() {
     let role = "arn:aws:iam::111122223333:role/new";
     let change = AssociationChange { role_arn: Some(role.to_owned()), ..AssociationChange::default() };
     node.eks.update_association(&id, change).expect("changed");
-    let changed = Clock::default().now().mono;
-    let mut n = 0;
-    while role_of(&format!("after{n}")).await != role {
-        assert!(Clock::default().now().mono - changed < Duration::from_secs(10), "the change never arrived");
-        n += 1;
-    }
+    let pods = Cell::new(0);
+    let next = || format!("after{}", pods.replace(pods.get() + 1));
+    until(async || role_of(&next()).await == role).await;
     node.eks.delete_association(&id).expect("deleted");
-    while node.ask(&node.eks.mint(PodToken::new("web", "moved", format!("after{n}"))).token).await.status
-        != 404
-    {
-        n += 1;
-    }
+    until(async || node.ask(&node.eks.mint(PodToken::new("web", "moved", next())).token).await.status == 404)
+        .await;
 }
 
 #[tokio::test]

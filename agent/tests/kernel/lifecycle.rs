@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use loadtest::node::Pod;
 use nix::sched::{CloneFlags, unshare};
@@ -87,6 +88,27 @@ fn links_that_somebody_else_detaches_are_attached_again() {
     agent.until_logged("probe_reattached", 1);
     until("callers are known again", || agent.ask(&pod, &token).status == 200);
     assert!(agent.metric("podcred_probe_links_mended_total", &[]).unwrap() > 0.0);
+}
+
+/// Nobody has to start the agent again for it.
+#[test]
+fn an_address_that_is_made_later_is_served_then() {
+    let Some(cluster) = Cluster::start() else { return };
+    let [pod] = cluster.pods();
+    let later = "169.254.170.24";
+    let args = [&cluster.cgroups()[..], &["--bind-hosts", later]].concat();
+    let agent = cluster.agent_after(&args, || Ok(()));
+    agent.ask(&pod, &cluster.token_of(&pod, WEB)).assert_credentials();
+    let unready = agent.readiness();
+    assert!(unready.status == 503 && unready.body.contains(later), "{unready:?}");
+
+    let mut add = Command::new("ip");
+    add.args(["address", "add", &format!("{later}/32"), "dev", "lo"]);
+    let added = cluster.node.agent().run(|| add.status()).expect("the agent's place").expect("iproute2");
+    assert!(added.success());
+    agent.until_ready();
+    agent.until_logged("port_free", 1);
+    assert_eq!(agent.metric("podcred_listener_bound", &[("address", later)]), Some(1.0));
 }
 
 /// Without CAP_SYS_ADMIN the agent sees its own network namespace alone, so this is a hostNetwork pod.

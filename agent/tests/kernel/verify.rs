@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use loadtest::node::CREDENTIALS_V4;
 
 use crate::agent::{Client, Cluster, NODE_NAME, WEB, name_of, token_for};
+use crate::harness::until;
 
 const COMPARED: &str = "podcred_callers_compared_total";
 
@@ -68,6 +69,27 @@ fn audit_serves_a_stolen_token_and_tells() {
     let told = agent.until_logged("other_pod_presents_token", 1);
     // By its own token the caller's name is known too.
     assert_eq!(told[0]["caller_pod"], name_of(&thief));
+}
+
+#[test]
+fn a_stolen_token_is_worth_nothing_when_its_pod_has_ended_in_audit_either() {
+    let Some(cluster) = Cluster::start() else { return };
+    let [owner, thief] = cluster.pods();
+    let agent = cluster.agent(&[]);
+    let token = cluster.token_of(&owner, WEB);
+    agent.ask(&owner, &token).assert_credentials();
+    let mut thieves = agent.connect(&thief);
+    let mut nobodys = agent.connect(cluster.node.agent());
+    for _ in 0..3 {
+        thieves.ask(&token).assert_credentials();
+        nobodys.ask(&token).assert_credentials();
+    }
+    cluster.eks.delete_pod(owner.uid());
+    drop(owner);
+    until("the agent knows of its end", || agent.ask(&thief, &token).status != 200);
+    thieves.ask(&token).assert_refused(403, "TokenOfAnotherPod");
+    // Whose the connection is cannot be said, so EKS Auth is asked.
+    nobodys.ask(&token).assert_refused(400, "InvalidTokenException");
 }
 
 #[test]

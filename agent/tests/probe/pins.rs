@@ -5,8 +5,10 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use podcred::attribute::probe::{Kind, Probe, ProbeConfig, ProbeError, Upkeep, pins};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::cgroups::{Node, until};
 use crate::loader::{CONTAINER, POD, V4, attributed_to, counters, listener};
@@ -25,6 +27,13 @@ impl Bpffs {
 
     fn pins(&self) -> PathBuf {
         self.0.path().join("podcred")
+    }
+
+    /// As an agent has it that is starting.
+    fn lock(&self) -> fs::File {
+        let lock = fs::File::open(self.pins().join("lock")).expect("made by an agent");
+        flock(&lock, FlockOperation::LockExclusive).expect("waits for it");
+        lock
     }
 
     /// The folder of this version's pins.
@@ -228,11 +237,13 @@ fn cleared_pins_end_the_programs_and_what_others_pinned_beside_them_stays() {
     for folder in &others {
         fs::create_dir_all(folder.join("theirs")).unwrap();
     }
-    let starting = fs::File::open(bpffs.pins().join("lock")).unwrap();
-    rustix::fs::flock(&starting, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    assert!(matches!(pins::clear(&bpffs.pins()), Err(ProbeError::PinsLocked { .. })), "an agent is starting");
-    drop(starting);
-    assert!(pins::clear(&bpffs.pins()).unwrap());
+    let starting = bpffs.lock();
+    std::thread::scope(|scope| {
+        let clearing = scope.spawn(|| pins::clear(&bpffs.pins()));
+        assert!(!reaches_imds(), "who is starting may go on");
+        drop(starting);
+        assert!(clearing.join().unwrap().unwrap());
+    });
     until(reaches_imds);
     let mut left = list(&bpffs.pins());
     left.sort();
@@ -247,6 +258,46 @@ fn cleared_pins_end_the_programs_and_what_others_pinned_beside_them_stays() {
     assert!(!pins::clear(&bpffs.pins()).unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
     assert!(matches!(pins::clear(elsewhere.path()), Err(ProbeError::NoBpffs { .. })));
+}
+
+/// Without the lock for as long as it takes away, or with a lock that went away with the pins, it would unpin them half-way.
+#[test]
+fn agents_start_with_all_their_pins_while_somebody_clears_them() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let config = pinned(&node, &bpffs);
+    let started = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !started.load(Ordering::Relaxed) {
+                let _ = pins::clear(&bpffs.pins());
+            }
+        });
+        let agents: Vec<_> = (0..2)
+            .map(|_| scope.spawn(|| (0..10).map(|_| Probe::load(&config).map(drop)).collect::<Vec<_>>()))
+            .collect();
+        let loaded: Vec<_> = agents.into_iter().flat_map(|agent| agent.join().unwrap()).collect();
+        started.store(true, Ordering::Relaxed);
+        let failed: Vec<_> = loaded.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+    });
+}
+
+#[test]
+fn who_asks_whether_the_programs_are_attached_does_not_wait_for_them_to_be() {
+    let Some(node) = Node::new() else { return };
+    let bpffs = Bpffs::mount();
+    let probe = node.load_with(&pinned(&node, &bpffs));
+    let starting = bpffs.lock();
+    probe.detach().unwrap();
+    std::thread::scope(|scope| {
+        let mending = scope.spawn(|| probe.maintain());
+        assert_eq!(probe.attached_for(), None);
+        assert!(!mending.is_finished(), "another agent has the pins");
+        drop(starting);
+        assert_eq!(mending.join().unwrap().len(), LINKS);
+    });
+    assert!(probe.attached_for().is_some());
 }
 
 #[test]

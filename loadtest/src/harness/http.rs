@@ -3,6 +3,7 @@
 //! hyper's client would do, and costs more than the server that is measured. What this costs, `cargo xtask bench` holds against
 //! wrk.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use super::manners::Manners;
 
 /// Where agents serve.
 pub(super) const CREDENTIALS: &str = "/v1/credentials";
+/// Ends a request, after the token.
+const END: &str = "\r\n\r\n";
 const HEADERS: usize = 32;
 /// An answer has about 1.3 kB.
 const ROOM: usize = 2048;
@@ -43,20 +46,16 @@ impl Endpoint {
     pub(super) fn request(&self, manners: &Manners, token: &str) -> Vec<u8> {
         let (path, host) = (&self.path, &self.host);
         let (headers, authorization) = (manners.headers, manners.authorization);
-        let parts = [
-            "GET ",
-            path,
-            " HTTP/1.1\r\nHost: ",
-            host,
-            "\r\n",
-            headers,
-            authorization,
-            ": ",
-            token,
-            "\r\n\r\n",
-        ];
+        let parts =
+            ["GET ", path, " HTTP/1.1\r\nHost: ", host, "\r\n", headers, authorization, ": ", token, END];
         parts.concat().into_bytes()
     }
+}
+
+/// What [`Endpoint::request`] was given: a pod that waits keeps the request, and need not keep the token beside it.
+pub(super) fn token_of(request: &[u8]) -> &str {
+    let request = str::from_utf8(request).unwrap_or_default();
+    request.trim_end_matches(END).rsplit(' ').next().unwrap_or_default()
 }
 
 /// Why there is no answer.
@@ -139,7 +138,8 @@ impl Connection {
     /// Returns when the agent closes, or says something that is no answer to anything.
     pub(super) async fn closed(&self) {
         loop {
-            if self.stream.readable().await.is_err() {
+            // As poll: readable() is a future of its own, with room for it in every pod.
+            if poll_fn(|context| self.stream.poll_read_ready(context)).await.is_err() {
                 return;
             }
             // That it is readable may still be said of the last answer; only an attempt to read tells.
@@ -167,7 +167,7 @@ impl Connection {
     }
 
     async fn read(&self, within: Duration) -> Result<Answer, NoAnswer> {
-        let mut received = Vec::with_capacity(ROOM);
+        let mut received = Vec::new();
         let mut head: Option<Head> = None;
         loop {
             let ended = if received.is_empty() { NoAnswer::Ended } else { NoAnswer::Cut };
@@ -175,6 +175,8 @@ impl Connection {
                 Err(_) => return Err(NoAnswer::Silence(within)),
                 Ok(ready) => ready.map_err(ended)?,
             }
+            // Not before: where the agent is slow thousands wait.
+            received.reserve(ROOM);
             match self.stream.try_read_buf(&mut received) {
                 // Without a length the end of the connection is the end of the answer.
                 Ok(0) => match head {

@@ -1,5 +1,6 @@
 //! One goose user: a pod, from its start to its end, with the manners of its SDK.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +8,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::check::Due;
-use super::http::{Answer, Connection, NoAnswer, start_to_connect};
+use super::http::{Answer, Connection, NoAnswer, start_to_connect, token_of};
 use super::manners::Manners;
 use super::plan::{TokenLife, Visit};
 use super::recorder::{Failed, Settled};
@@ -96,16 +97,18 @@ async fn wait(world: &World, sdk: Option<&mut Sdk<'_>>, until: Instant) {
     if until <= clock::mono() {
         return;
     }
+    // Pinned here: a future that is given away has room in both, ten thousand times.
+    let mut sleep = pin!(sleep_until(until));
     if let Some(sdk) = sdk
         && let Some(connection) = &sdk.connection
     {
         tokio::select! {
-            () = sleep_until(until) => return,
+            () = &mut sleep => return,
             () = world.over.cancelled() => return,
             () = connection.closed() => sdk.connection = None,
         }
     }
-    world.over.run_until_cancelled(sleep_until(until)).await;
+    world.over.run_until_cancelled(sleep).await;
 }
 
 /// The pod has what it wanted, and lives on until it ends; a pool closes no connection before the agent does.
@@ -146,8 +149,10 @@ impl<'a> Sdk<'a> {
     async fn retrieve(&mut self, last: Instant) -> Option<(u32, Result<SystemTime, Failed>)> {
         let (world, pod) = (self.world, self.visit.pod);
         let mut requests = 0;
-        let attempts = timeout_at(last, self.attempts(&mut requests));
-        let outcome = world.over.run_until_cancelled(attempts).await.and_then(Result::ok);
+        let outcome = {
+            let attempts = pin!(timeout_at(last, self.attempts(&mut requests)));
+            world.over.run_until_cancelled(attempts).await.and_then(Result::ok)
+        };
         if outcome.is_none() && world.is_stopped() {
             return None;
         }
@@ -166,13 +171,12 @@ impl<'a> Sdk<'a> {
         let mut attempts = 0;
         loop {
             // The file is read at each retrieval, by all SDKs; here at each attempt.
-            let token = self.token()?;
-            let request = self.world.stage.endpoint().request(self.manners, &token);
+            let request = self.world.stage.endpoint().request(self.manners, &self.token()?);
             attempts += 1;
             let (failed, again) = match self.ask(&request, requests).await {
                 Ok(answer) if answer.head.status == 200 => return self.judge(&answer),
                 Ok(answer) => (
-                    refusal(answer.head.status, answer.body(), &token),
+                    refusal(answer.head.status, answer.body(), token_of(&request)),
                     self.manners.tries_again_after(answer.head.status),
                 ),
                 Err(no_answer) => (no_answer.into(), true),

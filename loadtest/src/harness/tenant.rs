@@ -23,9 +23,9 @@ use crate::node::{Node, Pod, PodSpec, Qos};
 #[derive(Debug)]
 pub(super) struct Tenant {
     pub(super) uid: String,
-    pub(super) place: Option<Pod>,
+    /// Boxed, as pods without cgroups have none.
+    pub(super) place: Option<Box<Pod>>,
     pub(super) role: u32,
-    name: String,
     token: Token,
 }
 
@@ -33,10 +33,10 @@ impl Tenant {
     /// The content of the pod's token file at this moment.
     pub(super) fn token(&self) -> Result<Arc<str>> {
         match &self.token {
-            Token::Minted { by, slip } => {
+            Token::Minted { by, pod, slip } => {
                 let mut slip = slip.lock().unwrap_or_else(PoisonError::into_inner);
                 if slip.until.is_some_and(|until| until <= clock::mono()) {
-                    let minted = by.mint(&self.name, &self.uid, self.role);
+                    let minted = by.mint(*pod, &self.uid, self.role);
                     *slip = minted.context("the file of the pods' tokens")?;
                 }
                 Ok(by.spool.get(*slip)?.into())
@@ -81,9 +81,8 @@ pub(super) fn tenants(
 /// Pods that run elsewhere: one for each file.
 pub(super) fn tenants_of(files: impl Iterator<Item = PathBuf>) -> Vec<Option<Arc<Tenant>>> {
     let tenant = |path: PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let token = Token::File(TokenFile { path, read: Mutex::default() });
-        Some(Arc::new(Tenant { uid: String::new(), role: 0, name, place: None, token }))
+        let token = Token::File(Box::new(TokenFile { path, read: Mutex::default() }));
+        Some(Arc::new(Tenant { uid: String::new(), role: 0, place: None, token }))
     };
     files.map(tenant).collect()
 }
@@ -107,10 +106,9 @@ impl Tenant {
         let spec = PodSpec::new([Qos::Guaranteed, Qos::Burstable, Qos::BestEffort][pod as usize % 3]);
         let spec = if own_network { spec } else { spec.host_network() };
         let uid = spec.own_uid().to_owned();
-        let place = node.map(|node| node.pod(spec)).transpose()?;
-        let name = format!("{}-{pod}", service_account(role));
-        let token = Token::Minted { by: Arc::clone(mint), slip: Mutex::new(Slip::none()) };
-        Ok(Tenant { uid, place, role, name, token })
+        let place = node.map(|node| node.pod(spec).map(Box::new)).transpose()?;
+        let token = Token::Minted { by: Arc::clone(mint), pod, slip: Mutex::new(Slip::none()) };
+        Ok(Tenant { uid, place, role, token })
     }
 }
 
@@ -118,10 +116,11 @@ impl Tenant {
 enum Token {
     Minted {
         by: Arc<Mint>,
+        pod: u32,
         slip: Mutex<Slip>,
     },
     /// Of a pod that runs elsewhere.
-    File(TokenFile),
+    File(Box<TokenFile>),
 }
 
 #[derive(Debug)]
@@ -132,8 +131,10 @@ struct Mint {
 }
 
 impl Mint {
-    fn mint(&self, name: &str, uid: &str, role: u32) -> io::Result<Slip> {
-        let token = PodToken::new(NAMESPACE, service_account(role), name).pod_uid(uid).node_name(NODE_NAME);
+    fn mint(&self, pod: u32, uid: &str, role: u32) -> io::Result<Slip> {
+        let account = service_account(role);
+        let name = format!("{account}-{pod}");
+        let token = PodToken::new(NAMESPACE, account, name).pod_uid(uid).node_name(NODE_NAME);
         let (token, until) = match self.life {
             TokenLife::Usual => (token, None),
             TokenLife::Short(life) => {

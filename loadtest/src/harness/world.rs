@@ -1,5 +1,6 @@
 //! What all pods of a run share.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -90,7 +91,9 @@ impl World {
     /// None where it is over before it began.
     pub(super) async fn beginning(&self) -> Option<Instant> {
         let mut began = self.began.subscribe();
-        let began = self.over.run_until_cancelled(began.wait_for(Option::is_some)).await?;
+        // Pinned here: a future that is given away has room in both, ten thousand times.
+        let began = pin!(began.wait_for(Option::is_some));
+        let began = self.over.run_until_cancelled(began).await?;
         began.ok().and_then(|began| *began)
     }
 

@@ -1,5 +1,6 @@
 //! How the kubelet lays out cgroups, by its driver and the container runtime.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -79,6 +80,13 @@ impl Layout {
     }
 }
 
+/// Of a container whose cgroup this is.
+pub(super) fn container_id(cgroup: &Path) -> &str {
+    let name = cgroup.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    name.rsplit('-').next().unwrap_or_default()
+}
+
 /// A version 4 UUID.
 pub(super) fn new_uid() -> String {
     let hex = format!("{:032x}", fastrand::u128(..));
@@ -117,6 +125,19 @@ mod tests {
             path(Systemd, CriO, Guaranteed),
             "kubepods.slice/kubepods-pod0aa0_b1.slice/crio-c0ffee.scope"
         );
+    }
+
+    #[test]
+    fn a_container_is_known_by_its_cgroup() {
+        for (driver, runtime) in [
+            (Driver::Cgroupfs, Runtime::Containerd),
+            (Driver::Cgroupfs, Runtime::CriO),
+            (Driver::Systemd, Runtime::Containerd),
+            (Driver::Systemd, Runtime::CriO),
+        ] {
+            let name = Layout { driver, runtime }.container("c0ffee");
+            assert_eq!(container_id(&Path::new("kubepods").join(name)), "c0ffee");
+        }
     }
 
     #[test]

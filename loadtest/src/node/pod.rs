@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::cgroup::OwnedCgroup;
-use super::layout::{Qos, new_uid};
+use super::layout::{Qos, container_id, new_uid};
 use super::network::{Addresses, Wire};
 use super::{Place, Shared};
 
@@ -53,7 +53,6 @@ impl Default for PodSpec {
 #[derive(Debug)]
 pub struct Pod {
     spec: PodSpec,
-    container_id: String,
     addresses: Addresses,
     // Dropped in this order: the network first, as the kubelet does it.
     wire: Option<Wire>,
@@ -65,14 +64,13 @@ pub struct Pod {
 impl Pod {
     pub(super) fn new(
         spec: PodSpec,
-        container_id: String,
         place: Place,
         addresses: Addresses,
         wire: Option<Wire>,
         cgroup: OwnedCgroup,
         node: Arc<Shared>,
     ) -> Pod {
-        Pod { spec, container_id, addresses, wire, place, _cgroup: cgroup, _node: node }
+        Pod { spec, addresses, wire, place, _cgroup: cgroup, _node: node }
     }
 
     pub fn uid(&self) -> &str {
@@ -80,7 +78,7 @@ impl Pod {
     }
 
     pub fn container_id(&self) -> &str {
-        &self.container_id
+        container_id(self.place.cgroup())
     }
 
     pub fn is_host_network(&self) -> bool {

@@ -5,8 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -61,10 +60,15 @@ pub(super) fn try_each(object: &mut Ebpf, config: &ProbeConfig) -> Vec<Tried> {
 
 pub(super) struct Attachments {
     places: Vec<Place>,
-    /// In the places' order; None where attaching anew failed.
-    links: Mutex<Vec<Option<OwnedFd>>>,
-    /// When one was attached last, in milliseconds since boot.
-    attached_at: AtomicU64,
+    /// Held for moments only: who accepts a connection may ask.
+    links: Mutex<Links>,
+}
+
+struct Links {
+    /// In the places' order, also those that somebody has detached.
+    of_places: Vec<OwnedFd>,
+    /// When one was attached last, in time since boot.
+    attached_at: Duration,
 }
 
 impl Attachments {
@@ -83,30 +87,30 @@ impl Attachments {
         let mut names = Vec::new();
         for place in &places {
             let (link, name) = place.attach(pins)?;
-            links.push(Some(link));
+            links.push(link);
             names.push(name);
         }
         if let Some(pins) = pins {
             pins.remove_other_links(&names)?;
         }
-        let attached_at = AtomicU64::new(since_boot().as_millis() as u64);
-        Ok(Attachments { places, links: Mutex::new(links), attached_at })
+        let links = Links { of_places: links, attached_at: since_boot() };
+        Ok(Attachments { places, links: Mutex::new(links) })
     }
 
     /// Attaches anew what is not attached any more.
     pub(super) fn mend(&self, pins: Option<&Pins>) -> Vec<Upkeep> {
-        let mut links = self.links();
         let mut report = Vec::new();
-        for (place, link) in self.places.iter().zip(links.iter_mut()) {
-            if is_attached(link.as_ref()) {
+        for (index, place) in self.places.iter().enumerate() {
+            if is_attached(&lock(&self.links).of_places[index]) {
                 continue;
             }
-            *link = None;
+            // Not under the lock: another agent can have the pins for seconds.
             let new = pins.map(Pins::lock).transpose().and_then(|pins| place.attach(pins.as_ref()));
             match new {
                 Ok((new, _)) => {
-                    *link = Some(new);
-                    self.attached_at.store(since_boot().as_millis() as u64, Ordering::Relaxed);
+                    let mut links = lock(&self.links);
+                    links.of_places[index] = new;
+                    links.attached_at = since_boot();
                     let (program, cgroup) = (place.program, place.cgroup.clone());
                     report.push(Upkeep::Reattached { program, cgroup });
                 }
@@ -118,17 +122,13 @@ impl Attachments {
 
     /// For how long all of them have been attached; None while one is not.
     pub(super) fn attached_for(&self) -> Option<Duration> {
-        // Held only by who mends, which can take its time: then something is amiss.
-        let links = self.links.try_lock().ok()?;
-        let since = Duration::from_millis(self.attached_at.load(Ordering::Relaxed));
-        links.iter().all(|link| is_attached(link.as_ref())).then(|| since_boot().saturating_sub(since))
+        let links = lock(&self.links);
+        links.of_places.iter().all(is_attached).then(|| since_boot().saturating_sub(links.attached_at))
     }
 
     pub(super) fn detach(&self) -> Result<(), ProbeError> {
-        for (place, link) in self.places.iter().zip(self.links().iter()) {
-            if let Some(link) = link {
-                sys::link_detach(link.as_fd()).map_err(|source| place.error(source))?;
-            }
+        for (place, link) in self.places.iter().zip(&lock(&self.links).of_places) {
+            sys::link_detach(link.as_fd()).map_err(|source| place.error(source))?;
         }
         Ok(())
     }
@@ -147,14 +147,10 @@ impl Attachments {
         let attached = |place: &Place| Tried { hook: place.hook.name(), attached: Ok(place.cgroup.clone()) };
         self.places.iter().map(attached).collect()
     }
-
-    fn links(&self) -> MutexGuard<'_, Vec<Option<OwnedFd>>> {
-        lock(&self.links)
-    }
 }
 
-fn is_attached(link: Option<&OwnedFd>) -> bool {
-    link.is_some_and(|link| matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_))))
+fn is_attached(link: &OwnedFd) -> bool {
+    matches!(sys::link_cgroup(link.as_fd()), Ok(Some(_)))
 }
 
 impl Place {

@@ -6,7 +6,8 @@ use std::{fmt, io};
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 
-use super::{ProbeError, sys};
+use super::ProbeError;
+use crate::descriptor::readable;
 
 /// Messages are read from it, and written to the agent's log.
 pub struct ProbeLog(EbpfLogger<&'static dyn log::Log>);
@@ -20,7 +21,7 @@ impl ProbeLog {
 
     /// Writes messages as they come, for ever.
     pub async fn forward(mut self) -> io::Result<()> {
-        let readable = sys::readable(self.0.as_fd().try_clone_to_owned()?)?;
+        let readable = readable(self.0.as_fd().try_clone_to_owned()?)?;
         loop {
             let mut ready = readable.readable().await?;
             self.0.flush();

@@ -8,7 +8,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -48,7 +48,6 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 pub(super) struct Pins {
     root: PathBuf,
-    directory: File,
     /// The folder of this version.
     own: PathBuf,
 }
@@ -56,85 +55,85 @@ pub(super) struct Pins {
 /// The pins, while no other agent changes them.
 pub(super) struct Locked<'a> {
     pins: &'a Pins,
+    _lock: File,
 }
 
 /// Takes away what agents of all versions have pinned there: without an agent that runs, the programs end. Whether there
 /// was anything. What others have pinned beside it stays.
 pub fn clear(root: &Path) -> Result<bool, ProbeError> {
-    let failed = |source| ProbeError::Pins { path: root.to_owned(), source };
-    if !root.try_exists().map_err(failed)? {
+    if !root.try_exists().map_err(|source| failed(root, source))? {
         return Ok(false);
     }
-    check_bpffs(root)?;
-    let lock = root.join(LOCK);
-    match File::open(&lock) {
-        // An agent that is just starting must not lose its pins under its feet.
-        Ok(held) if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() => {
-            return Err(ProbeError::PinsLocked { path: root.to_owned() });
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let mut cleared = false;
-    for entry in fs::read_dir(root).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if is_a_version(&path) {
-            fs::remove_dir_all(path).map_err(failed)?;
-            cleared = true;
-        }
-    }
-    let _ = fs::remove_dir(lock);
+    // An agent that is just starting must not lose its pins under its feet.
+    let _lock = lock(root)?;
+    let cleared = remove_versions(root, |_| true)?;
+    let _ = fs::remove_dir(root.join(LOCK));
     // Fails where others have something there, or where it is the bpffs itself.
     let _ = fs::remove_dir(root);
     Ok(cleared)
 }
 
+/// Waits for agents that are just starting; each takes a moment. The lock ends with what is given back, and with the process.
+fn lock(root: &Path) -> Result<File, ProbeError> {
+    let deadline = since_boot() + LONGEST_START;
+    loop {
+        match try_lock(root) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => {}
+            // Somebody took it away between two calls.
+            Err(ProbeError::Pins { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        if since_boot() > deadline {
+            return Err(ProbeError::PinsLocked { path: root.to_owned() });
+        }
+        thread::sleep(BETWEEN_TRIES);
+    }
+}
+
+/// None where somebody has it, or had it and took its folder away with the pins.
+fn try_lock(root: &Path) -> Result<Option<File>, ProbeError> {
+    fs::create_dir_all(root).map_err(|source| failed(root, source))?;
+    check_bpffs(root)?;
+    let path = root.join(LOCK);
+    let failed = |source| failed(&path, source);
+    // Whoever can open a folder can lock it: this one is for root alone.
+    DirBuilder::new().mode(0o700).recursive(true).create(&path).map_err(failed)?;
+    let folder = File::open(&path).map_err(failed)?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(is_at(&folder, &path).map_err(failed)?.then_some(folder)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+fn is_at(folder: &File, path: &Path) -> io::Result<bool> {
+    Ok(folder.metadata()?.ino() == fs::metadata(path)?.ino())
+}
+
+fn failed(path: &Path, source: io::Error) -> ProbeError {
+    ProbeError::Pins { path: path.to_owned(), source }
+}
+
 fn check_bpffs(root: &Path) -> Result<(), ProbeError> {
-    let failed = |errno: Errno| ProbeError::Pins { path: root.to_owned(), source: errno.into() };
-    match i128::from(statfs(root).map_err(failed)?.f_type) == i128::from(libc::BPF_FS_MAGIC) {
+    let kind = statfs(root).map_err(|errno| failed(root, errno.into()))?.f_type;
+    match i128::from(kind) == i128::from(libc::BPF_FS_MAGIC) {
         true => Ok(()),
         false => Err(ProbeError::NoBpffs { path: root.to_owned() }),
     }
 }
 
 impl Pins {
-    pub(super) fn open(root: &Path, object: &[u8]) -> Result<Pins, ProbeError> {
-        let failed = |source| ProbeError::Pins { path: root.to_owned(), source };
-        fs::create_dir_all(root).map_err(failed)?;
-        check_bpffs(root)?;
-        // Whoever can open a folder can lock it: this one is for root alone.
-        let lock = root.join(LOCK);
-        DirBuilder::new().mode(0o700).recursive(true).create(&lock).map_err(failed)?;
-        let directory = File::open(lock).map_err(failed)?;
+    pub(super) fn of(object: &[u8], root: &Path) -> Pins {
         let hash = digest(&SHA256, object);
         let name: String = hash.as_ref().iter().take(NAME / 2).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Pins { root: root.to_owned(), directory, own: root.join(name) })
+        Pins { root: root.to_owned(), own: root.join(name) }
     }
 
-    /// Waits for agents that are just starting; each takes a moment, and the lock ends with its process.
     pub(super) fn lock(&self) -> Result<Locked<'_>, ProbeError> {
-        let failed = |source| ProbeError::Pins { path: self.own.clone(), source };
-        let deadline = since_boot() + LONGEST_START;
-        while let Err(errno) = flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
-            if errno != Errno::WOULDBLOCK {
-                return Err(failed(errno.into()));
-            }
-            if since_boot() > deadline {
-                return Err(ProbeError::PinsLocked { path: self.root.clone() });
-            }
-            thread::sleep(BETWEEN_TRIES);
-        }
-        let locked = Locked { pins: self };
-        fs::create_dir_all(self.own.join(LINKS)).map_err(failed)?;
+        let locked = Locked { pins: self, _lock: lock(&self.root)? };
+        fs::create_dir_all(self.own.join(LINKS)).map_err(|source| failed(&self.own, source))?;
         Ok(locked)
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        // Fails only where there is no lock to give back.
-        let _ = flock(&self.pins.directory, FlockOperation::Unlock);
     }
 }
 
@@ -164,40 +163,38 @@ impl Locked<'_> {
 
     /// Removes links to cgroups that are not ours any more.
     pub(super) fn remove_other_links(&self, ours: &[String]) -> Result<(), ProbeError> {
-        let links = self.pins.own.join(LINKS);
-        self.each(&links, |path| match path.file_name().and_then(|name| name.to_str()) {
-            Some(name) if ours.iter().any(|our| our == name) => Ok(()),
-            Some(_) | None => remove(path),
-        })
+        for path in entries(&self.pins.own.join(LINKS))? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if !name.is_some_and(|name| ours.iter().any(|our| our == name)) {
+                remove(&path).map_err(|source| failed(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the folders of other versions, now that our own programs run.
     pub(super) fn remove_other_versions(&self) -> Result<(), ProbeError> {
-        self.remove_versions(|path| path != self.pins.own)
-    }
-
-    pub(super) fn remove_all(&self) -> Result<(), ProbeError> {
-        self.remove_versions(|_| true)
-    }
-
-    fn remove_versions(&self, which: impl Fn(&Path) -> bool) -> Result<(), ProbeError> {
-        self.each(&self.pins.root, |path| {
-            if is_a_version(path) && which(path) { fs::remove_dir_all(path) } else { Ok(()) }
-        })
-    }
-
-    fn each(&self, folder: &Path, act: impl Fn(&Path) -> io::Result<()>) -> Result<(), ProbeError> {
-        let failed = |path: &Path, source| ProbeError::Pins { path: path.to_owned(), source };
-        for entry in fs::read_dir(folder).map_err(|source| failed(folder, source))? {
-            let path = entry.map_err(|source| failed(folder, source))?.path();
-            act(&path).map_err(|source| failed(&path, source))?;
-        }
-        Ok(())
+        remove_versions(&self.pins.root, |path| path != self.pins.own).map(drop)
     }
 
     fn link_path(&self, name: &str) -> PathBuf {
         self.pins.own.join(LINKS).join(name)
     }
+}
+
+/// For who holds the lock. Whether there was one of them.
+fn remove_versions(root: &Path, which: impl Fn(&Path) -> bool) -> Result<bool, ProbeError> {
+    let mut versions = entries(root)?;
+    versions.retain(|path| is_a_version(path) && which(path));
+    for path in &versions {
+        fs::remove_dir_all(path).map_err(|source| failed(path, source))?;
+    }
+    Ok(!versions.is_empty())
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ProbeError> {
+    let entries = fs::read_dir(folder).map_err(|source| failed(folder, source))?;
+    entries.map(|entry| Ok(entry.map_err(|source| failed(folder, source))?.path())).collect()
 }
 
 /// Whether an agent made this folder. To remove it unpins all that is in it, and the one that it is in may be others', too:

@@ -40,6 +40,20 @@ impl Drop for Cgroup {
     }
 }
 
+/// As both accept loops, a probe and the upkeep do.
+#[test]
+fn all_who_ask_at_once_for_how_long_the_programs_are_attached_are_told() {
+    let Some(cgroup) = Cgroup::new() else { return };
+    let probe = Probe::load(&cgroup.config()).unwrap();
+    let ask = || (0..1_000).all(|_| probe.attached_for().is_some());
+    std::thread::scope(|scope| {
+        let asking = [(); 3].map(|()| scope.spawn(ask));
+        for one in asking {
+            assert!(one.join().unwrap(), "the programs are attached all the while");
+        }
+    });
+}
+
 #[test]
 fn a_foreign_exclusive_program_is_named_with_its_cgroup() {
     let Some(cgroup) = Cgroup::new() else { return };

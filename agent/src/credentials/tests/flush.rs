@@ -27,6 +27,20 @@ async fn what_was_on_its_way_when_the_flush_came_is_not_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_revalidation_when_the_flush_comes_waits_on() {
+    let node = Node::new();
+    node.key(&pod("web", "app", "old")).await;
+    pass(61).await;
+    node.rule(|_| (Duration::from_millis(600), Ok(())));
+    let new = pod("web", "app", "new");
+    let (got, ()) = tokio::join!(node.ask(&new), async {
+        sleep(Duration::from_millis(100)).await;
+        node.credentials.flush(None);
+    });
+    assert_eq!(got.expect("credentials").0.access_key_id, "ASIA2");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_flush_forgives_no_condemned_token() {
     let node = Node::new();
     let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));

@@ -112,3 +112,11 @@ async fn a_connection_is_closed_when_the_server_says_so_and_not_before() {
     timeout(10 * SOON, connection.closed()).await.unwrap();
     server.await.unwrap();
 }
+
+#[test]
+fn a_request_has_its_token_in_it() {
+    let endpoint = Endpoint::at(([127, 0, 0, 1], 80).into());
+    for client in Client::ALL {
+        assert_eq!(token_of(&endpoint.request(client.manners(), "t.o.k")), "t.o.k");
+    }
+}

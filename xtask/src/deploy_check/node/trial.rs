@@ -183,7 +183,7 @@ impl Trial<'_> {
         let of_no_pod = self.kubectl(&create).await?;
         let patch = async |token: &str, node: &str, patch: &str| {
             let token = format!("--token={}", token.trim());
-            self.kubectl(&[&token, "patch", "node", node, "--type=merge", "-p", patch]).await
+            self.kubectl(&["patch", "node", node, "--type=merge", "-p", patch, &token]).await
         };
 
         const NO_TAINTS: &str = r#"{"spec":{"taints":null}}"#;

@@ -53,11 +53,10 @@ fn joined(document: &Path, link: &str) -> PathBuf {
     let mut path = document.to_owned();
     path.pop();
     for component in Path::new(link).components() {
-        match component {
-            Component::ParentDir => {
-                path.pop();
-            }
-            other => path.push(other),
+        if component == Component::ParentDir {
+            path.pop();
+        } else {
+            path.push(component);
         }
     }
     path
