@@ -1,19 +1,25 @@
 //! The way to the cluster's API server, for what a flag needs of it.
 
 use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Limited;
-use hyper::http::uri::InvalidUri;
-use hyper::{Response, StatusCode, Uri};
-use kube::client::ClientBuilder;
-use kube::config::InClusterError;
+use hyper::header::{AUTHORIZATION, HeaderValue, InvalidHeaderValue};
+use hyper::http::uri::{InvalidUri, PathAndQuery, Uri};
+use hyper::{Request, Response, StatusCode};
+use kube::Client;
+use kube::client::Body;
 use kube::core::Status;
-use kube::{Client, Config};
-use tower::util::MapResponseLayer;
+use reqwest::redirect::Policy;
+use secrecy::{ExposeSecret, SecretString};
+use tower::{BoxError, service_fn};
 
+use crate::authenticate::keys::{SERVICE_ACCOUNT_FILES, read_certificates};
 use crate::causes::chain;
 
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A watch that nothing changes in ends by itself before this; what is silent for longer is a connection that was lost.
 const SILENCE: Duration = Duration::from_secs(330);
 const LONGEST: usize = 300;
@@ -21,7 +27,10 @@ const LONGEST: usize = 300;
 /// at length is 10 MB.
 const LARGEST: usize = 32 << 20;
 
-/// As Kubernetes tells pods, or by `--api-server`. A kubeconfig is not read: the code that does is half a megabyte.
+/// As Kubernetes tells pods, or by `--api-server`.
+///
+/// kube's own way there can also read kubeconfigs, run the programs that they name, and look into what those say, by YAML,
+/// JSONPath and regular expressions: a tenth of podcred's code. So it goes by the client that fetches keys.
 #[derive(Clone, Debug)]
 pub struct ApiServer {
     url: Option<String>,
@@ -30,7 +39,7 @@ pub struct ApiServer {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiServerError {
     #[error("this process has no service account's token for the API server, as a pod has")]
-    NotInAPod(#[from] InClusterError),
+    NotInAPod,
     #[error("--api-server {url}")]
     Url { url: String, source: InvalidUri },
     #[error("the API server has not answered")]
@@ -61,35 +70,89 @@ impl ApiServer {
 
     /// Whoever uses it paces its attempts; with retries of the client's own it would hear of a failure after minutes.
     pub(crate) fn client(&self) -> Result<Client, ApiServerError> {
-        let url = match &self.url {
-            Some(url) => {
-                Some(url.parse::<Uri>().map_err(|source| ApiServerError::Url { url: url.clone(), source })?)
+        let files = Path::new(SERVICE_ACCOUNT_FILES);
+        let (url, source) = match &self.url {
+            Some(url) => (url.clone(), url.parse::<Uri>()),
+            None => {
+                let url = in_a_pod().filter(|_| files.exists()).ok_or(ApiServerError::NotInAPod)?;
+                (url.clone(), url.parse())
             }
-            None => None,
         };
+        let url = source.map_err(|source| ApiServerError::Url { url, source })?;
         // The token and the authority are those of the pod, wherever the API server is.
-        let mut config = match (Config::incluster(), url) {
-            (Ok(config), None) => config,
-            (Ok(mut config), Some(url)) => {
-                config.cluster_url = url;
-                config
-            }
-            (Err(_), Some(url)) => Config::new(url),
-            (Err(error), None) => return Err(error.into()),
-        };
-        config.default_retry = false;
-        config.read_timeout = Some(SILENCE);
-        let limited =
-            MapResponseLayer::new(|answer: Response<_>| answer.map(|body| Limited::new(body, LARGEST)));
-        Ok(ClientBuilder::try_from(config)?.with_layer(&limited).build())
+        let way = Arc::new(Way { url, files: files.exists().then(|| files.to_owned()) });
+        Ok(way.client())
     }
+}
+
+#[derive(Debug)]
+struct Way {
+    url: Uri,
+    /// `ca.crt` and `token`.
+    files: Option<PathBuf>,
+}
+
+impl Way {
+    fn client(self: Arc<Self>) -> Client {
+        Client::new(service_fn(move |request| Arc::clone(&self).send(request)), "default")
+    }
+
+    /// Requests are few, and the kubelet renews the files: each request has a client that knows them as they are.
+    async fn send(
+        self: Arc<Self>,
+        request: Request<Body>,
+    ) -> Result<Response<Limited<reqwest::Body>>, BoxError> {
+        let (mut parts, body) = request.into_parts();
+        let mut url = self.url.clone().into_parts();
+        url.path_and_query = Some(self.path(parts.uri.path_and_query())?);
+        parts.uri = Uri::from_parts(url)?;
+        let mut http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(SILENCE);
+        if self.url.scheme_str() == Some("http") {
+            // Plain text can be had without any authority.
+            http = http.tls_certs_only([]);
+        }
+        if let Some(files) = &self.files {
+            if self.url.scheme_str() == Some("https") {
+                let (_, authority) = read_certificates(&files.join("ca.crt"))?;
+                http = http.tls_certs_only(authority);
+            }
+            let token = SecretString::from(tokio::fs::read_to_string(files.join("token")).await?);
+            parts.headers.insert(AUTHORIZATION, bearer(&token)?);
+        }
+        let request = Request::from_parts(parts, body.collect_bytes().await?);
+        let answer = Response::from(http.build()?.execute(request.try_into()?).await?);
+        Ok(answer.map(|body| Limited::new(body, LARGEST)))
+    }
+
+    /// Below the path of `--api-server`, which may be a proxy's.
+    fn path(&self, asked: Option<&PathAndQuery>) -> Result<PathAndQuery, InvalidUri> {
+        let asked = asked.map_or("/", PathAndQuery::as_str);
+        format!("{}{asked}", self.url.path().trim_end_matches('/')).parse()
+    }
+}
+
+fn bearer(token: &SecretString) -> Result<HeaderValue, InvalidHeaderValue> {
+    let header = SecretString::from(format!("Bearer {}", token.expose_secret().trim()));
+    let mut header = HeaderValue::from_str(header.expose_secret())?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// Where Kubernetes tells a pod that its API server is.
+fn in_a_pod() -> Option<String> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let (host, port) = (set("KUBERNETES_SERVICE_HOST")?, set("KUBERNETES_SERVICE_PORT")?);
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    Some(format!("https://{host}:{port}"))
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::StreamExt;
-    use hyper::Request;
-    use hyper::header::AUTHORIZATION;
     use kube::Api;
     use kube::core::{ApiResource, NotUsed, Object};
     use kube::runtime::watcher::{self, watcher};
@@ -111,12 +174,11 @@ mod tests {
 
     /// What is told of the first thing that goes wrong while pods are listed and watched.
     async fn trouble(server: &Loopback) -> String {
-        let mut config = Config::new(server.url.parse().unwrap());
-        config.auth_info.token = Some(TOKEN.to_owned().into());
-        config.default_retry = false;
-        let client = Client::try_from(config).unwrap();
+        let files = tempfile::tempdir().unwrap();
+        std::fs::write(files.path().join("token"), TOKEN).unwrap();
+        let way = Way { url: server.url.parse().unwrap(), files: Some(files.path().to_owned()) };
         let kind = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
-        let pods = Api::<Object<NotUsed, NotUsed>>::all_with(client, &kind);
+        let pods = Api::<Object<NotUsed, NotUsed>>::all_with(Arc::new(way).client(), &kind);
         let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()));
         loop {
             if let Err(error) = events.next().await.unwrap() {
@@ -140,5 +202,23 @@ mod tests {
             false => sent(200, &LIST),
         });
         assert_eq!(trouble(&server).await, "403 Forbidden");
+    }
+
+    #[test]
+    fn a_path_is_asked_below_that_of_the_api_server() {
+        for (url, asked, path) in [
+            ("https://10.0.0.1:6443", "/api/v1/pods?watch=true", "/api/v1/pods?watch=true"),
+            ("https://proxy.example/clusters/one/", "/api/v1/nodes/n", "/clusters/one/api/v1/nodes/n"),
+        ] {
+            let way = Way { url: url.parse().unwrap(), files: None };
+            assert_eq!(way.path(Some(&asked.parse().unwrap())).unwrap(), path);
+        }
+    }
+
+    #[test]
+    fn a_token_is_sent_without_the_end_of_its_line_and_is_not_shown() {
+        let header = bearer(&SecretString::from("a.b.c\n")).unwrap();
+        assert_eq!(header, "Bearer a.b.c");
+        assert!(header.is_sensitive() && !format!("{header:?}").contains("a.b.c"));
     }
 }

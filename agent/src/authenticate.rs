@@ -2,6 +2,7 @@
 
 mod ended;
 pub mod keys;
+mod known;
 pub mod last;
 #[cfg(test)]
 mod minting;
@@ -9,45 +10,44 @@ mod minting;
 mod tests;
 pub mod token;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jsonwebtoken::Algorithm;
-use quick_cache::sync::Cache;
 
 use self::ended::Ended;
 use self::keys::{KeySource, Keys, Lookup};
+use self::known::Known;
 use self::token::{MAX_TOKEN_BYTES, TokenError};
-use crate::claims::{Claims, SharedNames, TokenHash};
+use crate::claims::{Claims, TokenHash};
 use crate::clock::Now;
-use crate::locks::lock;
 
 /// A token that passed.
 #[derive(Clone, Debug)]
 pub enum Authenticated {
     /// The signature is good and every claim was checked.
-    Verified(Arc<Claims>, TokenHash),
+    Verified(Arc<Claims>),
     /// Issuer, audience and expiry fit, but EKS Auth is the one to check it: no key set could be had at all, so nobody
     /// checked the signature, or its pod has ended. These claims reach no label and no log.
-    Unchecked(Arc<Claims>, TokenHash),
+    Unchecked(Arc<Claims>),
 }
 
 impl Authenticated {
     pub fn claims(&self) -> &Arc<Claims> {
         match self {
-            Authenticated::Verified(claims, _) | Authenticated::Unchecked(claims, _) => claims,
+            Authenticated::Verified(claims) | Authenticated::Unchecked(claims) => claims,
         }
     }
 
     /// The claims where they are true, and may be told.
     pub fn verified(&self) -> Option<&Arc<Claims>> {
         match self {
-            Authenticated::Verified(claims, _) => Some(claims),
-            Authenticated::Unchecked(..) => None,
+            Authenticated::Verified(claims) => Some(claims),
+            Authenticated::Unchecked(_) => None,
         }
     }
 }
@@ -57,31 +57,19 @@ impl Authenticated {
 pub struct Authenticator {
     issuer: Box<str>,
     keys: Arc<Keys>,
-    known: Cache<TokenHash, Arc<Claims>>,
-    remembered: Mutex<Remembered>,
-    most_of_a_pod: usize,
+    known: Known,
     ended: Ended,
     /// Counts the times that known tokens were forgotten: what was remembered of one elsewhere is of no use then.
     epoch: AtomicU64,
     verified: AtomicU64,
 }
 
-/// What is only looked at when a token is remembered.
-#[derive(Default)]
-struct Remembered {
-    /// The known tokens of each pod (by UID), oldest first: nobody's many tokens may push out another's.
-    of_pods: HashMap<Arc<str>, Vec<TokenHash>>,
-    names: SharedNames,
-}
-
 impl Authenticator {
-    pub fn new(issuer: String, keys: Arc<Keys>, verified_capacity: usize, most_of_a_pod: usize) -> Self {
+    pub fn new(issuer: String, keys: Arc<Keys>, capacity: usize, most_of_a_pod: usize) -> Self {
         Authenticator {
             issuer: issuer.into(),
             keys,
-            known: Cache::new(verified_capacity),
-            remembered: Mutex::default(),
-            most_of_a_pod,
+            known: Known::new(capacity, most_of_a_pod),
             ended: Ended::default(),
             epoch: AtomicU64::new(0),
             verified: AtomicU64::new(0),
@@ -97,7 +85,7 @@ impl Authenticator {
         let hash = sha256(token);
         if let Some(claims) = self.known.get(&hash) {
             token::check_expiry(claims.expires, now.wall)?;
-            return Ok(Authenticated::Verified(claims, hash));
+            return Ok(Authenticated::Verified(claims));
         }
         // Boxed, as all that few requests wait for: each connection has room for a whole request's future.
         Box::pin(self.check(token, hash, now)).await
@@ -118,14 +106,13 @@ impl Authenticator {
     pub fn pods_ended(&self, ended: &[Arc<str>], live: &HashSet<Arc<str>>, now: Now) {
         self.ended.note(ended, live, now);
         if !ended.is_empty() {
-            self.forget(ended);
+            self.known.forget(ended);
             self.epoch.fetch_add(1, Ordering::Release);
         }
     }
 
     /// From here on every token is checked anew.
     pub fn forget_all(&self) {
-        lock(&self.remembered).of_pods.clear();
         self.known.clear();
         self.epoch.fetch_add(1, Ordering::Release);
     }
@@ -142,12 +129,12 @@ impl Authenticator {
     }
 
     async fn check(&self, token: &[u8], hash: TokenHash, now: Now) -> Result<Authenticated, TokenError> {
-        let unverified = token::parse(token, &self.issuer, now.wall)?;
+        let unverified = token::parse(token, hash, &self.issuer, now.wall)?;
         let key = match self.keys.find(unverified.key_id(), now).await {
             Lookup::Found(key) => key,
             Lookup::Unknown => return Err(TokenError::UnknownKey),
             Lookup::CannotTell => return Err(TokenError::KeysUnavailable),
-            Lookup::NoKeys => return Ok(Authenticated::Unchecked(Arc::new(unverified.into_claims()), hash)),
+            Lookup::NoKeys => return Ok(Authenticated::Unchecked(Arc::new(unverified.into_claims()))),
         };
         // jsonwebtoken's own check of claims reads the clock; only its check of signatures is used.
         let good = jsonwebtoken::crypto::verify(
@@ -160,41 +147,7 @@ impl Authenticator {
             return Err(TokenError::Signature);
         }
         self.verified.fetch_add(1, Ordering::Relaxed);
-        Ok(self.remember(hash, unverified.into_claims()))
-    }
-
-    fn remember(&self, hash: TokenHash, mut claims: Claims) -> Authenticated {
-        let mut remembered = lock(&self.remembered);
-        // Under this lock, so that none is remembered when those of its pod have just been forgotten.
-        if self.ended.contains(&claims.pod_uid) {
-            return Authenticated::Unchecked(Arc::new(claims), hash);
-        }
-        let Remembered { of_pods, names } = &mut *remembered;
-        // Pods that are gone leave their entries behind, and what they list falls out of the cache.
-        if of_pods.len() as u64 >= self.known.capacity() {
-            of_pods.retain(|_, hashes| hashes.iter().any(|hash| self.known.peek(hash).is_some()));
-        }
-        names.share(&mut claims);
-        let claims = Arc::new(claims);
-        let hashes = of_pods.entry(Arc::clone(&claims.pod_uid)).or_default();
-        // Two requests may have verified one token at the same time.
-        if !hashes.contains(&hash) {
-            // Most pods have one or two, not the four that a Vec would make room for.
-            hashes.reserve_exact(1);
-            hashes.push(hash);
-        }
-        while hashes.len() > self.most_of_a_pod {
-            self.known.remove(&hashes.remove(0));
-        }
-        self.known.insert(hash, Arc::clone(&claims));
-        Authenticated::Verified(claims, hash)
-    }
-
-    fn forget(&self, pods: &[Arc<str>]) {
-        let mut remembered = lock(&self.remembered);
-        for hash in pods.iter().filter_map(|pod| remembered.of_pods.remove(pod)).flatten() {
-            self.known.remove(&hash);
-        }
+        Ok(self.known.remember(unverified.into_claims(), |pod_uid| self.ended.contains(pod_uid)))
     }
 }
 
@@ -203,7 +156,7 @@ impl fmt::Debug for Authenticator {
         f.debug_struct("Authenticator")
             .field("issuer", &self.issuer)
             .field("keys", &self.keys)
-            .field("known", &self.known.len())
+            .field("known", &self.known)
             .finish_non_exhaustive()
     }
 }

@@ -7,7 +7,7 @@ use crate::attribute::{Caller, Unattributed, Workload};
 use crate::authenticate::Authenticated;
 #[cfg(test)]
 use crate::claims::Scope;
-use crate::claims::{Claims, RoleKey, TokenHash};
+use crate::claims::{Claims, RoleKey};
 use crate::config::{self, Sharing, Verify};
 use crate::link;
 use crate::node_pods::{Delegacy, Delegates};
@@ -16,27 +16,21 @@ use crate::reject::Rejection;
 /// Proof that the caller was checked. The credential cache takes nothing else.
 #[derive(Clone, Debug)]
 pub struct Permit {
-    claims: Arc<Claims>,
     key: RoleKey,
-    token: TokenHash,
 }
 
 impl Permit {
     pub fn claims(&self) -> &Arc<Claims> {
-        &self.claims
+        self.key.claims()
     }
 
     pub fn key(&self) -> &RoleKey {
         &self.key
     }
 
-    pub fn token_hash(&self) -> &TokenHash {
-        &self.token
-    }
-
     #[cfg(test)]
-    pub(crate) fn for_test(claims: Arc<Claims>, scope: Scope, token: TokenHash) -> Self {
-        Permit { key: RoleKey::new(Arc::clone(&claims), scope), claims, token }
+    pub(crate) fn for_test(claims: Arc<Claims>, scope: Scope) -> Self {
+        Permit { key: RoleKey::new(claims, scope) }
     }
 }
 
@@ -44,7 +38,6 @@ impl Permit {
 #[derive(Clone, Debug)]
 pub struct UncheckedPermit {
     claims: Arc<Claims>,
-    token: TokenHash,
 }
 
 impl UncheckedPermit {
@@ -52,13 +45,9 @@ impl UncheckedPermit {
         &self.claims
     }
 
-    pub fn token_hash(&self) -> &TokenHash {
-        &self.token
-    }
-
     #[cfg(test)]
-    pub(crate) fn for_test(claims: Arc<Claims>, token: TokenHash) -> Self {
-        UncheckedPermit { claims, token }
+    pub(crate) fn for_test(claims: Arc<Claims>) -> Self {
+        UncheckedPermit { claims }
     }
 }
 
@@ -128,11 +117,11 @@ pub fn authorize(
         return (verdict, Err(rejection));
     }
     let authorized = match authenticated {
-        Authenticated::Verified(claims, token) => {
-            let scope = policy.sharing.scope(&claims.namespace, &claims.service_account);
-            Authorized::Checked(Permit { key: RoleKey::new(Arc::clone(&claims), scope), claims, token })
+        Authenticated::Verified(claims) => {
+            let scope = policy.sharing.scope(claims.namespace(), claims.service_account());
+            Authorized::Checked(Permit { key: RoleKey::new(claims, scope) })
         }
-        Authenticated::Unchecked(claims, token) => Authorized::Unchecked(UncheckedPermit { claims, token }),
+        Authenticated::Unchecked(claims) => Authorized::Unchecked(UncheckedPermit { claims }),
     };
     (verdict, Ok(authorized))
 }
@@ -153,7 +142,7 @@ impl Policy {
         }
         let claims = token.claims();
         let verdict = match caller {
-            Ok(workload) if workload.pod_uid == claims.pod_uid => Verdict::SamePod,
+            Ok(workload) if *workload.pod_uid == *claims.pod_uid() => Verdict::SamePod,
             Ok(workload) => match self.delegates.says(&workload.pod_uid) {
                 Delegacy::Granted => Verdict::Delegate,
                 Delegacy::None => {
@@ -163,8 +152,8 @@ impl Policy {
             },
             Err(reason) => Verdict::Unattributed(*reason),
         };
-        let elsewhere = match (&self.node_name, &claims.node) {
-            (Some(here), Some(node)) => **node != **here,
+        let elsewhere = match (&self.node_name, claims.node()) {
+            (Some(here), Some(node)) => node != here,
             (None, _) | (_, None) => false,
         };
         if !elsewhere {

@@ -147,7 +147,7 @@ impl Credentials {
             Answer::Serve(issued) => at_hand(issued, now),
             waiting @ Answer::Wait { .. } => Box::pin(self.wait(permit, token, &role, waiting, now)).await?,
         };
-        if role.is_first_sight(&permit.claims().pod_uid, &issued) {
+        if role.is_first_sight(permit.claims().pod_uid(), &issued) {
             issued.log_issued_to(permit.claims(), permit.key());
         }
         Ok((issued, from))
@@ -166,11 +166,11 @@ impl Credentials {
         let mut from = ServedFrom::Cache;
         loop {
             let now = inner.clock.now();
-            let passed = inner.unchecked.passed(permit.token_hash(), now);
+            let passed = inner.unchecked.passed(&permit.claims().token_hash, now);
             if let Some(issued) = passed.as_ref().filter(|issued| !issued.is_low_at(now)) {
                 return Ok((Arc::clone(issued), from));
             }
-            if let Memory::Refuse(refusal) = inner.refusals.of_token(permit.token_hash(), now) {
+            if let Memory::Refuse(refusal) = inner.refusals.of_token(&permit.claims().token_hash, now) {
                 return Err(Rejection::Upstream { refusal, pod: None });
             }
             if let Some((turn, slot)) = inner.unchecked.turn(permit.claims(), now) {
@@ -268,7 +268,7 @@ impl Credentials {
         let now = self.inner.clock.now();
         let is_meant = |of: (&str, &str)| service_account.is_none_or(|named| named == of);
         let mut dropped =
-            self.inner.unchecked.flush(|claims| is_meant((&claims.namespace, &claims.service_account)));
+            self.inner.unchecked.flush(|claims| is_meant((claims.namespace(), claims.service_account())));
         for (key, role) in self.inner.roles.iter() {
             if is_meant((key.namespace(), key.service_account())) && role.flush(now) {
                 dropped += 1;

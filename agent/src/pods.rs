@@ -111,7 +111,7 @@ impl Pod {
 
     /// Takes the pod's name from a verified token, if it is this pod's.
     pub fn learn_name(&self, claims: &Arc<Claims>) {
-        if self.name.get().is_none() && claims.pod_uid == self.uid {
+        if self.name.get().is_none() && *claims.pod_uid() == *self.uid {
             // Another request was faster with the same name.
             let _ = self.name.set(Arc::clone(claims));
         }
@@ -172,6 +172,7 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claims::{Names, TokenHash};
     use crate::clock::{Clock, UnixTime};
     use crate::config::Switch;
 
@@ -269,19 +270,19 @@ mod tests {
         let pods = Pods::new(LIMITS);
         let pod = pods.of(&"a".into());
         let claims = |uid: &str| {
-            Arc::new(Claims {
-                namespace: "shop".into(),
-                service_account: "cart".into(),
-                service_account_uid: "sa".into(),
-                pod_name: format!("cart-{uid}").into(),
-                pod_uid: uid.into(),
+            let names = Names {
+                namespace: "shop",
+                service_account: "cart",
+                service_account_uid: "sa",
+                pod_name: &format!("cart-{uid}"),
+                pod_uid: uid,
                 node: None,
-                expires: UnixTime(0),
-            })
+            };
+            Arc::new(Claims::new(names, TokenHash::default(), UnixTime(0)))
         };
         pod.learn_name(&claims("b"));
         assert!(pod.claims().is_none());
         pod.learn_name(&claims("a"));
-        assert_eq!(pod.claims().map(|claims| &*claims.pod_name), Some("cart-a"));
+        assert_eq!(pod.claims().map(|claims| claims.pod_name()), Some("cart-a"));
     }
 }

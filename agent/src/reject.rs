@@ -297,7 +297,10 @@ fn subject(pod: Option<&Claims>) -> String {
     match pod {
         Some(c) => format!(
             "pod {}/{} (service account {}/{})",
-            c.namespace, c.pod_name, c.namespace, c.service_account
+            c.namespace(),
+            c.pod_name(),
+            c.namespace(),
+            c.service_account()
         ),
         None => "this token".to_owned(),
     }

@@ -3,10 +3,10 @@
 //! Requests per second say how much else a machine does, so they are not in it. What is compared runs at the same time on one
 //! processor, and two servers that are the same run beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tokio::process::Command;
@@ -27,6 +27,7 @@ mod wrk;
 
 use crate::build::{self, Binaries, Profile, root, target};
 use crate::clock::Stopwatch;
+use crate::image::{self, Arch};
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step};
 use crate::{bench_connect, setup};
@@ -51,7 +52,7 @@ pub(crate) struct Arguments {
     /// {metrics-port}, {endpoint} (of EKS Auth), {issuer}, {cluster} and {scratch} (a folder) are replaced
     #[arg(long, value_name = "COMMAND")]
     against: Option<String>,
-    /// Measure this podcred binary instead of building one
+    /// Measure this podcred binary instead of the image's
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
 }
@@ -84,6 +85,7 @@ enum Part {
 
 #[derive(Debug, Default, Serialize)]
 struct Machine {
+    program: String,
     commit: String,
     kernel: String,
     processor: String,
@@ -108,16 +110,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if let Some(reason) = setup::wrk().await? {
         bail!("{reason}");
     }
-    let mut binaries = build::binaries(Profile::Release).await?;
-    if let Some(agent) = &arguments.agent {
-        binaries.agent = std::path::absolute(agent)?;
-    }
+    let programs = Programs::build(arguments.agent.as_deref()).await?;
     let clock = Stopwatch::start();
-    let mut results = Results { machine: machine().await?, ..Results::default() };
+    let mut results = Results { machine: machine(arguments.agent.as_deref()).await?, ..Results::default() };
     let (mut left_out, mut broken) = (Vec::new(), Vec::new());
     for &part in Part::value_variants() {
         if arguments.measures(part) {
-            match Box::pin(part.measure(&binaries, arguments, &mut results)).await {
+            match Box::pin(part.measure(&programs, arguments, &mut results)).await {
                 Ok(reason) => left_out.extend(reason),
                 // What was measured before is still worth its time.
                 Err(error) => broken.push(format!("{part:?}: {error:#}")),
@@ -140,13 +139,34 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     Ok(judge(&results.rows, broken.len(), left_out.len()))
 }
 
+/// What is measured, and what it is measured with.
+#[derive(Debug)]
+struct Programs {
+    podcred: PathBuf,
+    bare_hyper: PathBuf,
+    others: Binaries,
+}
+
+impl Programs {
+    /// podcred as it is in the image, which is what runs on nodes, and hyper in the same way.
+    async fn build(agent: Option<&Path>) -> Result<Programs> {
+        let packages = ["podcred", "bare-hyper"];
+        let built = image::binary::build(Arch::here()?, &packages).await?.map_err(Error::msg)?;
+        let [podcred, bare_hyper] = packages.map(|package| built.program(package));
+        let podcred = agent.map_or(Ok(podcred), std::path::absolute)?;
+        Ok(Programs { podcred, bare_hyper, others: build::binaries(Profile::Release).await? })
+    }
+}
+
 /// What the figures are of.
-async fn machine() -> Result<Machine> {
+async fn machine(agent: Option<&Path>) -> Result<Machine> {
     let mut git = Command::new("git");
     let commit = quietly("git", git.args(["describe", "--always", "--dirty"]).current_dir(root())).await;
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Ok(Machine {
+        program: agent
+            .map_or("the image's program, statically linked".to_owned(), |agent| agent.display().to_string()),
         commit: commit.unwrap_or_default().trim().to_owned(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         processor: model.map(|(_, model)| model.to_owned()).unwrap_or_default(),
@@ -164,13 +184,13 @@ impl Part {
     /// Or why it is left out.
     async fn measure(
         self,
-        binaries: &Binaries,
+        programs: &Programs,
         arguments: &Arguments,
         results: &mut Results,
     ) -> Result<Option<String>> {
         let rounds = arguments.rounds;
         let logs = target().join("xtask/bench");
-        let loopback = async || Ground::loopback(binaries, &logs).await;
+        let loopback = async || Ground::loopback(programs, &logs).await;
         match self {
             Part::Attribution | Part::Connect if !is_root() => {
                 return Ok(Some("what the kernel programs cost: it takes root".to_owned()));
@@ -180,12 +200,12 @@ impl Part {
                 let ground = loopback().await?;
                 results.rows.extend(hyper::measure(&ground, "not attributing", rounds, against).await?);
             }
-            Part::Attribution => match Ground::node(binaries, &logs).await? {
+            Part::Attribution => match Ground::node(programs, &logs).await? {
                 Ok(ground) => results.rows.extend(hyper::measure(&ground, "enforcing", rounds, None).await?),
                 Err(reason) => return Ok(Some(format!("attribution: {reason}"))),
             },
             Part::FirstFetch => {
-                results.rows.extend(first_fetch::measure(&loopback().await?, binaries).await?);
+                results.rows.extend(first_fetch::measure(&loopback().await?, &programs.others).await?);
             }
             Part::Memory => results.rows.extend(memory::measure(&loopback().await?).await?),
             Part::Pods => {
@@ -198,7 +218,7 @@ impl Part {
                 results.rows.push(row);
                 results.roles = points;
             }
-            Part::Harness => results.rows.push(harness::measure(&loopback().await?, binaries).await?),
+            Part::Harness => results.rows.push(harness::measure(&loopback().await?, &programs.others).await?),
             Part::Connect => results.rows.push(bench_connect::row().await?),
         }
         Ok(None)
@@ -212,8 +232,9 @@ fn write(results: &Results) -> Result<PathBuf> {
         std::fs::remove_dir_all(&folder)?;
     }
     std::fs::create_dir_all(&folder)?;
-    let Machine { commit, kernel, processor, processors } = &results.machine;
-    let machine = format!("podcred {commit}, Linux {kernel}, {processors} processors ({processor})\n\n");
+    let Machine { program, commit, kernel, processor, processors } = &results.machine;
+    let machine =
+        format!("podcred {commit} ({program}), Linux {kernel}, {processors} processors ({processor})\n\n");
     let tables = row::markdown(&results.rows) + &growth::markdown(results.points());
     std::fs::write(folder.join("bench.md"), machine + &tables)?;
     if !results.pods.is_empty() {

@@ -23,7 +23,6 @@ pub(crate) struct Binaries {
     pub(crate) simulated_eks: PathBuf,
     pub(crate) sdk_rust: PathBuf,
     pub(crate) loadtest: PathBuf,
-    pub(crate) bare_hyper: PathBuf,
     pub(crate) eks_auth_calls: PathBuf,
 }
 
@@ -53,7 +52,6 @@ pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
         simulated_eks: built("simulated-eks"),
         sdk_rust: built("sdk-rust"),
         loadtest: built("loadtest"),
-        bare_hyper: built("bare-hyper"),
         eks_auth_calls: built("eks-auth-calls"),
     })
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 mod again;
 mod archive;
-mod binary;
+pub(crate) mod binary;
 mod contents;
 mod sbom;
 
@@ -101,6 +101,7 @@ pub(crate) struct Image {
     pub(crate) left_out: Vec<String>,
 }
 
+const PACKAGE: &str = "podcred";
 /// What a node has to fetch before it can start.
 const MOST_COMPRESSED: u64 = 7_000_000;
 const MOST_BINARY: u64 = 14_000_000;
@@ -108,7 +109,7 @@ const MOST_BINARY: u64 = 14_000_000;
 pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if let Some(folder) = &arguments.files {
         let [arch] = arguments.arch[..] else { bail!("--files takes one --arch") };
-        let built = binary::build(arch).await?.map_err(anyhow::Error::msg)?;
+        let built = binary::build(arch, &[PACKAGE]).await?.map_err(anyhow::Error::msg)?;
         Contents::of(&built)?.write(folder)?;
         step(&format!("The image's files are in {}", folder.display()));
         return Ok(Counts::default());
@@ -144,7 +145,7 @@ pub(crate) async fn pack(wanted: &[Arch], folder: &Path) -> Result<Image> {
     let mut archive = Archive::of_podcred();
     let (mut packed, mut left_out) = (Vec::new(), Vec::new());
     for &arch in wanted {
-        let built = match binary::build(arch).await? {
+        let built = match binary::build(arch, &[PACKAGE]).await? {
             Ok(built) => built,
             Err(reason) => {
                 left_out.push(reason);
@@ -155,8 +156,9 @@ pub(crate) async fn pack(wanted: &[Arch], folder: &Path) -> Result<Image> {
         std::fs::write(&list, sbom::of(&built)?)
             .with_context(|| format!("cannot write {}", list.display()))?;
         let layer = archive.add(arch, &Contents::of(&built)?)?;
-        let binary = std::fs::metadata(&built.file)?.len();
-        packed.push(Packed { arch, program: built.file, binary, layer });
+        let program = built.program(PACKAGE);
+        let binary = std::fs::metadata(&program)?.len();
+        packed.push(Packed { arch, program, binary, layer });
     }
     if packed.is_empty() {
         bail!("{}", left_out.join("; "));

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::set::KeySet;
-pub(crate) use self::source::read_certificates;
 pub use self::source::{KeySource, check_url};
+pub(crate) use self::source::{SERVICE_ACCOUNT_FILES, read_certificates};
 use crate::clock::{Clock, Now};
 use crate::locks::lock;
 

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::Authenticated;
 use super::token::check_expiry;
-use crate::claims::{Claims, TokenHash};
+use crate::claims::Claims;
 use crate::clock::Now;
 use crate::locks::lock;
 
@@ -21,36 +21,30 @@ use crate::locks::lock;
 pub struct LastToken(Mutex<Option<Last>>);
 
 struct Last {
-    hash: TokenHash,
+    claims: Arc<Claims>,
     /// The authenticator's, when it passed this token.
     epoch: u64,
     /// Where it came twice: most connections, and many pods, ask once, and need no copy.
-    again: Option<Again>,
-}
-
-struct Again {
-    token: Zeroizing<Box<[u8]>>,
-    claims: Arc<Claims>,
+    token: Option<Zeroizing<Box<[u8]>>>,
 }
 
 impl LastToken {
     /// Where this is the token that was verified before, in this epoch of the authenticator, and has not expired since.
     pub fn again(&self, token: &[u8], epoch: u64, now: Now) -> Option<Authenticated> {
         let last = lock(&self.0);
-        let Last { hash, epoch: passed_in, again: Some(again) } = last.as_ref()? else { return None };
-        let passes = *passed_in == epoch
-            && are_same(&again.token, token)
-            && check_expiry(again.claims.expires, now.wall).is_ok();
-        passes.then(|| Authenticated::Verified(Arc::clone(&again.claims), *hash))
+        let Last { claims, epoch: passed_in, token: Some(last) } = last.as_ref()? else { return None };
+        let passes =
+            *passed_in == epoch && are_same(last, token) && check_expiry(claims.expires, now.wall).is_ok();
+        passes.then(|| Authenticated::Verified(Arc::clone(claims)))
     }
 
     /// `token` was just authenticated, no earlier than in this epoch.
     pub fn note(&self, token: &[u8], epoch: u64, authenticated: &Authenticated) {
-        let Authenticated::Verified(claims, hash) = authenticated else { return };
+        let Authenticated::Verified(claims) = authenticated else { return };
         let mut last = lock(&self.0);
-        let has_come_before = last.as_ref().is_some_and(|last| last.hash == *hash);
-        let again = || Again { token: Zeroizing::new(token.into()), claims: Arc::clone(claims) };
-        *last = Some(Last { hash: *hash, epoch, again: has_come_before.then(again) });
+        let has_come_before = last.as_ref().is_some_and(|last| last.claims.token_hash == claims.token_hash);
+        let token = has_come_before.then(|| Zeroizing::new(token.into()));
+        *last = Some(Last { claims: Arc::clone(claims), epoch, token });
     }
 }
 
@@ -71,26 +65,27 @@ fn are_same(one: &[u8], other: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::authenticate::minting::{EXPIRES, NOW};
+    use crate::claims::Names;
     use crate::clock::{Clock, UnixTime};
 
     fn at(wall: u64) -> Now {
         Now { wall: UnixTime(wall), mono: Clock::default().now().mono }
     }
 
-    fn claims() -> Arc<Claims> {
-        Arc::new(Claims {
-            namespace: "shop".into(),
-            service_account: "cart".into(),
-            service_account_uid: "sa".into(),
-            pod_name: "cart-1".into(),
-            pod_uid: "uid".into(),
+    fn claims(hash: u8) -> Arc<Claims> {
+        let names = Names {
+            namespace: "shop",
+            service_account: "cart",
+            service_account_uid: "sa",
+            pod_name: "cart-1",
+            pod_uid: "uid",
             node: None,
-            expires: UnixTime(EXPIRES),
-        })
+        };
+        Arc::new(Claims::new(names, [hash; 32], UnixTime(EXPIRES)))
     }
 
     fn verified(hash: u8) -> Authenticated {
-        Authenticated::Verified(claims(), [hash; 32])
+        Authenticated::Verified(claims(hash))
     }
 
     fn remembers(last: &LastToken, token: &[u8]) -> bool {
@@ -107,8 +102,8 @@ mod tests {
             let passed = last.again(b"a.b.c", 0, at(wall));
             assert_eq!(passed.is_some(), passes, "{wall}");
             if let Some(passed) = passed {
-                let Authenticated::Verified(passed, hash) = passed else { panic!("{passed:?}") };
-                assert_eq!((passed, hash), (claims(), [1; 32]));
+                let Authenticated::Verified(passed) = passed else { panic!("{passed:?}") };
+                assert_eq!(passed, claims(1));
             }
         }
     }
@@ -144,7 +139,7 @@ mod tests {
     fn what_nobody_verified_is_not_remembered() {
         let last = LastToken::default();
         for _ in 0..3 {
-            last.note(b"a.b.c", 0, &Authenticated::Unchecked(claims(), [1; 32]));
+            last.note(b"a.b.c", 0, &Authenticated::Unchecked(claims(1)));
         }
         assert!(!remembers(&last, b"a.b.c"));
     }

@@ -8,7 +8,6 @@ mod error;
 mod tests;
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -17,7 +16,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 pub use self::error::TokenError;
-use crate::claims::Claims;
+use crate::claims::{Claims, Names, TokenHash};
 use crate::clock::UnixTime;
 
 pub const AUDIENCE: &str = "pods.eks.amazonaws.com";
@@ -56,7 +55,12 @@ impl Unverified<'_> {
     }
 }
 
-pub(super) fn parse<'a>(token: &'a [u8], issuer: &str, now: UnixTime) -> Result<Unverified<'a>, TokenError> {
+pub(super) fn parse<'a>(
+    token: &'a [u8],
+    hash: TokenHash,
+    issuer: &str,
+    now: UnixTime,
+) -> Result<Unverified<'a>, TokenError> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(TokenError::TooLong);
     }
@@ -85,7 +89,7 @@ pub(super) fn parse<'a>(token: &'a [u8], issuer: &str, now: UnixTime) -> Result<
     if payload.nbf.is_some_and(|nbf| UnixTime(nbf) > now.saturating_add(LEEWAY)) {
         return Err(TokenError::NotYetValid);
     }
-    let claims = pod_claims(payload, expires)?;
+    let claims = pod_claims(payload, hash, expires)?;
     Ok(Unverified { signed_part, signature, key_id, claims })
 }
 
@@ -199,7 +203,7 @@ struct Object<'a> {
     uid: Option<Cow<'a, str>>,
 }
 
-fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenError> {
+fn pod_claims(payload: Payload<'_>, hash: TokenHash, expires: UnixTime) -> Result<Claims, TokenError> {
     let (namespace, service_account) = payload
         .sub
         .as_deref()
@@ -226,15 +230,15 @@ fn pod_claims(payload: Payload<'_>, expires: UnixTime) -> Result<Claims, TokenEr
     if !fit {
         return Err(TokenError::Names);
     }
-    Ok(Claims {
-        namespace: namespace.into(),
-        service_account: service_account.into(),
-        service_account_uid: account_uid.into(),
-        pod_name: pod_name.into(),
-        pod_uid: pod_uid.as_ref().into(),
-        node: node.as_deref().map(Arc::from),
-        expires,
-    })
+    let names = Names {
+        namespace,
+        service_account,
+        service_account_uid: &account_uid,
+        pod_name: &pod_name,
+        pod_uid: &pod_uid,
+        node: node.as_deref(),
+    };
+    Ok(Claims::new(names, hash, expires))
 }
 
 /// Name and UID; an empty one is as good as none.

@@ -1,23 +1,24 @@
 //! The way to a permit.
 
 use super::*;
+use crate::claims::{Names, TokenHash};
 use crate::clock::UnixTime;
 use crate::node_pods::NodePods;
 
 fn claims(pod_uid: &str, node: Option<&str>) -> Arc<Claims> {
-    Arc::new(Claims {
-        namespace: "shop".into(),
-        service_account: "cart".into(),
-        service_account_uid: "sa-1".into(),
-        pod_name: "cart-1".into(),
-        pod_uid: pod_uid.into(),
-        node: node.map(Arc::from),
-        expires: UnixTime(0),
-    })
+    let names = Names {
+        namespace: "shop",
+        service_account: "cart",
+        service_account_uid: "sa-1",
+        pod_name: "cart-1",
+        pod_uid,
+        node,
+    };
+    Arc::new(Claims::new(names, TokenHash::default(), UnixTime(0)))
 }
 
 fn verified(pod_uid: &str) -> Authenticated {
-    Authenticated::Verified(claims(pod_uid, Some("here")), TokenHash::default())
+    Authenticated::Verified(claims(pod_uid, Some("here")))
 }
 
 fn pod(uid: &str) -> Caller {
@@ -78,7 +79,7 @@ fn a_refusal_names_the_tokens_pod_only_where_the_token_was_verified() {
     };
     let known = text(verified("a"));
     assert!(known.contains("shop/cart-1") && known.contains("thief-uid"), "{known}");
-    let unknown = text(Authenticated::Unchecked(claims("a", None), TokenHash::default()));
+    let unknown = text(Authenticated::Unchecked(claims("a", None)));
     assert!(!unknown.contains("cart") && unknown.contains("thief-uid"), "{unknown}");
 }
 
@@ -90,12 +91,12 @@ fn a_verdict_carries_the_tokens_pod_only_where_the_token_was_verified() {
         token
     };
     assert_eq!(token_of(verified("a")), Some(claims("a", Some("here"))));
-    assert_eq!(token_of(Authenticated::Unchecked(claims("a", None), TokenHash::default())), None);
+    assert_eq!(token_of(Authenticated::Unchecked(claims("a", None))), None);
 }
 
 #[test]
 fn a_token_that_nobody_here_vouches_for_costs_a_call_only_if_the_kernels_pod_fits() {
-    let unchecked = || Authenticated::Unchecked(claims("a", Some("here")), TokenHash::default());
+    let unchecked = || Authenticated::Unchecked(claims("a", Some("here")));
     let audit = policy(Verify::Audit);
     assert_eq!(decide(&pod("a"), unchecked(), &audit), ("same_pod", None));
     assert_eq!(decide(&pod("b"), unchecked(), &audit), ("other_pod", Some("other_pod")));
@@ -112,11 +113,11 @@ fn a_token_that_nobody_here_vouches_for_costs_a_call_only_if_the_kernels_pod_fit
 
 #[test]
 fn a_pod_of_another_node_is_counted_in_audit_and_refused_in_enforce() {
-    let elsewhere = || Authenticated::Verified(claims("a", Some("there")), TokenHash::default());
+    let elsewhere = || Authenticated::Verified(claims("a", Some("there")));
     assert_eq!(decide(&pod("a"), elsewhere(), &policy(Verify::Audit)), ("other_node", None));
     assert_eq!(decide(&pod("a"), elsewhere(), &policy(Verify::Enforce)), ("other_node", Some("other_node")));
     // Clusters that do not bind tokens to nodes, and agents that were not told their node's name.
-    let unbound = Authenticated::Verified(claims("a", None), TokenHash::default());
+    let unbound = Authenticated::Verified(claims("a", None));
     assert_eq!(decide(&pod("a"), unbound, &policy(Verify::Enforce)), ("same_pod", None));
     let nameless = Policy { node_name: None, ..policy(Verify::Enforce) };
     assert_eq!(decide(&pod("a"), elsewhere(), &nameless), ("same_pod", None));
@@ -139,14 +140,14 @@ fn what_the_kernel_cannot_tell_follows_its_own_flag() {
     assert_eq!(Rejection::Unattributed(Unattributed::CannotTell).status(), 503);
     let allow = Policy { unattributed: config::Unattributed::Allow, ..policy(Verify::Enforce) };
     assert_eq!(decide(&unknown, verified("a"), &allow), ("unattributed", None));
-    let elsewhere = Authenticated::Verified(claims("a", Some("there")), TokenHash::default());
+    let elsewhere = Authenticated::Verified(claims("a", Some("there")));
     assert_eq!(decide(&unknown, elsewhere, &allow), ("other_node", Some("other_node")));
 }
 
 #[test]
 fn whoever_one_of_the_rules_refuses_is_refused() {
     let here = || verified("a");
-    let elsewhere = || Authenticated::Verified(claims("a", Some("there")), TokenHash::default());
+    let elsewhere = || Authenticated::Verified(claims("a", Some("there")));
     let unknown = || Err(Unattributed::NoRecord);
     let (nodes, pods, nobodys) = (Some("other_node"), Some("other_pod"), Some("unattributed"));
     // In audit, and in enforce; each with unattributed callers allowed, and denied.

@@ -72,7 +72,7 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
             role.failed(failure.clone(), fastrand::f64(), inner.clock.now());
             break Err(failure);
         };
-        tried.push(bearer.hash);
+        tried.push(bearer.claims.token_hash);
         match call(&inner, &role, &bearer, purpose).await {
             Step::Land(outcome) => break outcome,
             // The role key is none the worse for it.
@@ -149,7 +149,7 @@ fn accept(inner: &Inner, role: &Role, bearer: &Bearer, assumed: &Assumed, epoch:
                 let flushed = "an operator flushed these credentials while they were on their way";
                 return Step::Later(unavailable(flushed));
             }
-            inner.refusals.lift(role.key(), &bearer.hash);
+            inner.refusals.lift(role.key(), &bearer.claims.token_hash);
             Step::Land(Ok(issued))
         }
         Err(problem) => {
@@ -173,8 +173,8 @@ fn refused(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refus
         ),
         // That token only. What other pods' tokens bought is theirs.
         RefusalKind::InvalidToken | RefusalKind::ExpiredToken | RefusalKind::Invalid => {
-            role.condemn(&bearer.hash);
-            inner.refusals.remember_token(bearer.hash, &bearer.claims, refusal.clone(), now);
+            role.condemn(&bearer.claims.token_hash);
+            inner.refusals.remember_token(bearer.claims.token_hash, &bearer.claims, refusal.clone(), now);
             log_refusal(role, bearer, &refusal, "token refused: another pod's is tried");
             Step::NextBearer(refusal)
         }
@@ -192,7 +192,7 @@ fn drop_role(inner: &Inner, role: &Role, bearer: &Bearer, refusal: Refusal, now:
 
 fn denied(inner: &Arc<Inner>, role: &Arc<Role>, bearer: &Bearer, refusal: Refusal, now: Now) -> Step {
     inner.denials.denied(role.key(), now);
-    let (since, pods) = role.denied(&bearer.claims.pod_uid, now);
+    let (since, pods) = role.denied(bearer.claims.pod_uid(), now);
     if role.valid_at(now).is_none() {
         return drop_role(inner, role, bearer, refusal, now, "access denied");
     }
@@ -231,7 +231,7 @@ fn log_refusal(role: &Role, bearer: &Bearer, refusal: &Refusal, meaning: &str) {
         message = %refusal.message,
         namespace = role.key().namespace(),
         service_account = role.key().service_account(),
-        pod_uid = %bearer.claims.pod_uid,
+        pod_uid = bearer.claims.pod_uid(),
         "{meaning}"
     );
 }

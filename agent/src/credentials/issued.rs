@@ -51,7 +51,7 @@ impl Issued {
         jitter: f64,
         now: Now,
     ) -> Result<Self, &'static str> {
-        if *assumed.namespace != *asked_by.namespace || *assumed.service_account != *asked_by.service_account
+        if assumed.namespace != asked_by.namespace() || assumed.service_account != asked_by.service_account()
         {
             return Err("EKS Auth answered for another service account than the token's");
         }
@@ -114,12 +114,12 @@ impl Issued {
             event = "issued",
             namespace = key.namespace(),
             service_account = key.service_account(),
-            pod = %pod.pod_name,
-            pod_uid = %pod.pod_uid,
+            pod = pod.pod_name(),
+            pod_uid = pod.pod_uid(),
             access_key_id = self.access_key_id,
             session = self.session_arn,
             association = self.association_id,
-            fetched_by_pod_uid = %self.fetched_by.pod_uid,
+            fetched_by_pod_uid = self.fetched_by.pod_uid(),
             expiration = %self.expiration,
             "credentials issued",
         );

@@ -58,7 +58,7 @@ impl Refusals {
         if self.entries.is_empty() {
             return Memory::Nothing;
         }
-        match self.of_token(permit.token_hash(), now) {
+        match self.of_token(&permit.claims().token_hash, now) {
             Memory::Nothing => {}
             of_token @ (Memory::Refuse(_) | Memory::Recheck) => return of_token,
         }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::issued::Issued;
 use crate::authorize::Permit;
-use crate::claims::{Claims, RoleKey, Scope, TokenHash};
+use crate::claims::{Claims, OfPod, RoleKey, Scope, TokenHash};
 use crate::clock::Now;
 use crate::eks_auth::Failure;
 use crate::locks::lock;
@@ -47,10 +47,11 @@ pub(super) struct Role {
 
 #[derive(Debug)]
 struct State {
+    began: Instant,
     issued: Option<Arc<Issued>>,
     flight: Option<Flight>,
     bearers: Vec<Bearer>,
-    seen: HashMap<Arc<str>, Seen>,
+    seen: HashMap<OfPod, Seen>,
     last_asked: Instant,
     /// Calls that failed since one last worked.
     failures: u32,
@@ -68,14 +69,15 @@ struct State {
 pub(super) struct Bearer {
     pub claims: Arc<Claims>,
     pub token: SecretString,
-    pub hash: TokenHash,
 }
 
+/// There is one for each pod, so it is small.
 #[derive(Debug)]
 struct Seen {
-    asked: Instant,
-    /// When the credentials that this pod was last given were obtained: one line per pod and access key is written.
-    given: Option<Instant>,
+    /// In seconds since this role key began.
+    asked: u32,
+    /// Whether this pod has the credentials at hand: one line per pod and access key is written.
+    given: bool,
 }
 
 #[derive(Debug)]
@@ -137,6 +139,7 @@ pub(super) enum Upkeep {
 impl Role {
     pub(super) fn new(key: RoleKey, now: Now) -> Self {
         let state = State {
+            began: now.mono,
             issued: None,
             flight: None,
             bearers: Vec::new(),
@@ -219,19 +222,25 @@ impl Role {
     pub(super) fn next_bearer(&self, tried: &[TokenHash], now: Now) -> Option<Bearer> {
         let mut state = self.lock();
         state.bearers.retain(|b| b.claims.expires > now.wall);
-        state.bearers.iter().filter(|b| !tried.contains(&b.hash)).max_by_key(|b| b.claims.expires).cloned()
+        state
+            .bearers
+            .iter()
+            .filter(|b| !tried.contains(&b.claims.token_hash))
+            .max_by_key(|b| b.claims.expires)
+            .cloned()
     }
 
     /// EKS Auth does not take this token any more.
     pub(super) fn condemn(&self, token: &TokenHash) {
-        self.lock().bearers.retain(|b| b.hash != *token);
+        self.lock().bearers.retain(|b| b.claims.token_hash != *token);
     }
 
     /// These pods' cgroups are gone: their tokens buy nothing any more, and nothing is renewed or kept for them.
     pub(super) fn pods_ended(&self, pods: &[Arc<str>]) {
+        let is_among = |claims: &Claims| pods.iter().any(|pod| **pod == *claims.pod_uid());
         let mut state = self.lock();
-        state.bearers.retain(|bearer| !pods.contains(&bearer.claims.pod_uid));
-        state.seen.retain(|pod, _| !pods.contains(pod));
+        state.bearers.retain(|bearer| !is_among(&bearer.claims));
+        state.seen.retain(|OfPod(pod), _| !is_among(pod));
         if state.seen.is_empty() && state.flight.is_none() {
             self.pinned.store(false, Ordering::Relaxed);
         }
@@ -248,6 +257,7 @@ impl Role {
             return false;
         }
         state.issued = Some(Arc::clone(issued));
+        state.seen.values_mut().for_each(|seen| seen.given = false);
         state.failures = 0;
         state.last_failure = None;
         state.denied = None;
@@ -266,12 +276,12 @@ impl Role {
     }
 
     /// Counts a pod among those denied, and says since when and how many there are.
-    pub(super) fn denied(&self, pod_uid: &Arc<str>, now: Now) -> (Instant, usize) {
+    pub(super) fn denied(&self, pod_uid: &str, now: Now) -> (Instant, usize) {
         let mut state = self.lock();
         let (since, pods) = state.denied.get_or_insert_with(|| (now.mono, Vec::new()));
         // Two are enough to know; the rest need not be remembered.
-        if pods.len() < 2 && !pods.contains(pod_uid) {
-            pods.push(Arc::clone(pod_uid));
+        if pods.len() < 2 && !pods.iter().any(|pod| **pod == *pod_uid) {
+            pods.push(pod_uid.into());
         }
         (*since, pods.len())
     }
@@ -311,10 +321,14 @@ impl Role {
     }
 
     /// True once per pod and access key: the pod's first sight of these credentials.
-    pub(super) fn is_first_sight(&self, pod_uid: &str, issued: &Issued) -> bool {
+    pub(super) fn is_first_sight(&self, pod_uid: &str, issued: &Arc<Issued>) -> bool {
         let mut state = self.lock();
-        let Some(seen) = state.seen.get_mut(pod_uid) else { return true };
-        seen.given.replace(issued.obtained.mono) != Some(issued.obtained.mono)
+        // Others may have come while the request was on its way with these; then they are told once too often.
+        let are_at_hand = state.issued.as_ref().is_some_and(|at_hand| Arc::ptr_eq(at_hand, issued));
+        match state.seen.get_mut(pod_uid) {
+            Some(seen) if are_at_hand => !std::mem::replace(&mut seen.given, true),
+            Some(_) | None => true,
+        }
     }
 
     /// Called now and then: forgets what is of no more use and says whether a renewal is due.
@@ -328,7 +342,8 @@ impl Role {
             return if forget { Upkeep::Forget } else { Upkeep::Keep };
         };
         let life = issued.life();
-        state.seen.retain(|_, seen| now.mono.saturating_duration_since(seen.asked) < life);
+        let seconds = state.seconds_at(now);
+        state.seen.retain(|_, seen| Duration::from_secs(seconds.saturating_sub(seen.asked).into()) < life);
         // Who has not asked within a life cannot still hold credentials from here.
         let live = !state.seen.is_empty();
         let in_flight = state.flight.is_some();
@@ -354,19 +369,24 @@ impl State {
     /// Remembers the pod; true if it was not known here.
     fn note_pod(&mut self, permit: &Permit, now: Now) -> bool {
         self.last_asked = now.mono;
-        if let Some(seen) = self.seen.get_mut(&permit.claims().pod_uid) {
-            seen.asked = now.mono;
+        let asked = self.seconds_at(now);
+        if let Some(seen) = self.seen.get_mut(permit.claims().pod_uid()) {
+            seen.asked = asked;
             return false;
         }
-        let seen = Seen { asked: now.mono, given: None };
-        self.seen.insert(Arc::clone(&permit.claims().pod_uid), seen);
+        self.seen.insert(OfPod(Arc::clone(permit.claims())), Seen { asked, given: false });
         true
+    }
+
+    fn seconds_at(&self, now: Now) -> u32 {
+        let seconds = now.mono.saturating_duration_since(self.began).as_secs();
+        seconds.try_into().unwrap_or(u32::MAX)
     }
 
     /// Keeps one token a pod: of the first pods to come, and of those whose tokens live longest.
     fn note_token(&mut self, permit: &Permit, token: &[u8]) {
         let claims = permit.claims();
-        let place = match self.bearers.iter().position(|b| b.claims.pod_uid == claims.pod_uid) {
+        let place = match self.bearers.iter().position(|b| b.claims.pod_uid() == claims.pod_uid()) {
             None if self.bearers.len() < BEARERS => {
                 self.bearers.push(Bearer::new(permit, token));
                 return;
@@ -401,7 +421,7 @@ impl State {
 
 impl Bearer {
     fn new(permit: &Permit, token: &[u8]) -> Self {
-        Bearer { claims: Arc::clone(permit.claims()), token: secret(token), hash: *permit.token_hash() }
+        Bearer { claims: Arc::clone(permit.claims()), token: secret(token) }
     }
 }
 

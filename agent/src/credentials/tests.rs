@@ -20,7 +20,7 @@ use secrecy::ExposeSecret;
 use tokio::time::{advance, sleep};
 
 use super::*;
-use crate::claims::{Claims, Scope, TokenHash};
+use crate::claims::{Claims, Names, Scope, TokenHash};
 use crate::clock::UnixTime;
 use crate::eks_auth::RefusalKind;
 
@@ -142,7 +142,7 @@ impl Node {
     }
 
     fn ended(&self, pods: &[Pod]) {
-        let uids: Vec<_> = pods.iter().map(|pod| Arc::clone(&pod.permit.claims().pod_uid)).collect();
+        let uids: Vec<_> = pods.iter().map(|pod| Arc::from(pod.permit.claims().pod_uid())).collect();
         self.credentials.pods_ended(&uids);
     }
 
@@ -167,16 +167,16 @@ fn pod(namespace: &str, service_account: &str, name: &str) -> Pod {
 
 fn pod_with(ns: &str, sa: &str, sa_uid: &str, name: &str, token_life: u64, scope: Scope) -> Pod {
     let token = format!("{ns}/{sa}/{name}");
-    let claims = Arc::new(Claims {
-        namespace: ns.into(),
-        service_account: sa.into(),
-        service_account_uid: sa_uid.into(),
-        pod_name: name.into(),
-        pod_uid: format!("uid-{name}").into(),
+    let names = Names {
+        namespace: ns,
+        service_account: sa,
+        service_account_uid: sa_uid,
+        pod_name: name,
+        pod_uid: &format!("uid-{name}"),
         node: None,
-        expires: UnixTime(START + token_life),
-    });
-    Pod { permit: Permit::for_test(claims, scope, hash(&token)), token }
+    };
+    let claims = Arc::new(Claims::new(names, hash(&token), UnixTime(START + token_life)));
+    Pod { permit: Permit::for_test(claims, scope), token }
 }
 
 fn hash(token: &str) -> TokenHash {

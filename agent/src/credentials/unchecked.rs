@@ -69,12 +69,13 @@ impl Unchecked {
     pub(super) fn turn(&self, claims: &Claims, now: Now) -> Option<(Turn, Instant)> {
         let mut gate = lock(&self.gate);
         let slot = gate.next.map_or(now.mono, |next| next.max(now.mono));
-        if slot > now.mono + LONGEST_QUEUE || !gate.pods.insert(Arc::clone(&claims.pod_uid)) {
+        let pod_uid = Arc::from(claims.pod_uid());
+        if slot > now.mono + LONGEST_QUEUE || !gate.pods.insert(Arc::clone(&pod_uid)) {
             return None;
         }
         gate.next = Some(slot + GAP);
-        let (pod_uid, epoch) = (Arc::clone(&claims.pod_uid), gate.epoch);
-        Some((Turn { pod_uid, epoch, gate: Arc::clone(&self.gate) }, slot))
+        let turn = Turn { pod_uid, epoch: gate.epoch, gate: Arc::clone(&self.gate) };
+        Some((turn, slot))
     }
 
     fn keep(&self, token: TokenHash, issued: Arc<Issued>, turn: &Turn) {
@@ -111,7 +112,7 @@ pub(super) async fn check(
             Ok(issued) => {
                 // EKS Auth has verified the token, so by now the claims are true.
                 issued.log_issued_to(claims, &RoleKey::new(Arc::clone(claims), Scope::Pod));
-                inner.unchecked.keep(*permit.token_hash(), Arc::new(issued), &turn);
+                inner.unchecked.keep(claims.token_hash, Arc::new(issued), &turn);
             }
             Err(problem) => {
                 tracing::error!(event = "unusable_answer", association = assumed.association_id, "{problem}");
@@ -124,7 +125,7 @@ pub(super) async fn check(
                 code = %refusal.code,
                 "a token that could not be verified here was refused"
             );
-            inner.refusals.remember_token(*permit.token_hash(), claims, refusal, now);
+            inner.refusals.remember_token(claims.token_hash, claims, refusal, now);
         }
         Err(Failure::Throttled { .. }) => inner.pace.throttled(now),
         Err(Failure::Unavailable { .. }) => inner.pace.failed(now),

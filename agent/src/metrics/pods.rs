@@ -189,8 +189,8 @@ fn latency(counters: &Counters) -> Histogram {
 fn labels(sample: &PodSample) -> Vec<LabelPair> {
     let claims = sample.claims.as_deref();
     vec![
-        label("namespace", claims.map_or("", |claims| &claims.namespace)),
-        label("pod", claims.map_or("", |claims| &claims.pod_name)),
+        label("namespace", claims.map_or("", Claims::namespace)),
+        label("pod", claims.map_or("", Claims::pod_name)),
         label("pod_uid", &sample.uid),
     ]
 }

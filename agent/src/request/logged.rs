@@ -38,7 +38,7 @@ impl Logged {
     pub(super) fn rejected(&self, rejection: &Rejection, peer: SocketAddr, now: Now) {
         let reason = rejection.reason();
         let pod = rejection.pod();
-        if !self.is_due((reason, pod.map(|pod| Arc::clone(&pod.pod_uid))), now) {
+        if !self.is_due((reason, pod.map(|pod| pod.pod_uid().into())), now) {
             return;
         }
         tracing::warn!(
@@ -46,9 +46,9 @@ impl Logged {
             reason,
             status = rejection.status().as_u16(),
             peer = %peer.ip(),
-            namespace = pod.map(|pod| &*pod.namespace),
-            service_account = pod.map(|pod| &*pod.service_account),
-            pod = pod.map(|pod| &*pod.pod_name),
+            namespace = pod.map(|pod| pod.namespace()),
+            service_account = pod.map(|pod| pod.service_account()),
+            pod = pod.map(|pod| pod.pod_name()),
             "refused; further refusals like this are only counted (podcred_requests_total) for a minute"
         );
     }
@@ -61,21 +61,21 @@ impl Logged {
 
     /// Once for each pair, whether the request was refused or, in audit, was not.
     pub(super) fn other_pod(&self, caller: &Workload, name: Option<&Claims>, token: &Claims) {
-        let pair = (Arc::clone(&caller.pod_uid), Arc::clone(&token.pod_uid));
+        let pair = (Arc::clone(&caller.pod_uid), token.pod_uid().into());
         if !self.is_new(pair) {
             return;
         }
         tracing::warn!(
             event = "other_pod_presents_token",
             caller_uid = &*caller.pod_uid,
-            caller_namespace = name.map(|name| &*name.namespace),
-            caller_pod = name.map(|name| &*name.pod_name),
+            caller_namespace = name.map(Claims::namespace),
+            caller_pod = name.map(Claims::pod_name),
             caller_container = caller.container_id.as_deref(),
             caller_tgid = caller.tgid,
-            token_uid = &*token.pod_uid,
-            token_namespace = &*token.namespace,
-            token_pod = &*token.pod_name,
-            token_service_account = &*token.service_account,
+            token_uid = token.pod_uid(),
+            token_namespace = token.namespace(),
+            token_pod = token.pod_name(),
+            token_service_account = token.service_account(),
             "a pod presents another pod's token"
         );
     }
@@ -90,8 +90,8 @@ impl Logged {
             event = "connections_full",
             cap_of = full.label(),
             pod_uid = pod.map(|pod| &**pod.uid()),
-            namespace = claims.map(|claims| &*claims.namespace),
-            pod = claims.map(|claims| &*claims.pod_name),
+            namespace = claims.map(|claims| claims.namespace()),
+            pod = claims.map(|claims| claims.pod_name()),
             "connections are refused: the maximum is open (node: --max-connections, pod: --pod-connections), and all of \
              them wait for an answer"
         );

@@ -13,9 +13,8 @@ use super::asking::Asking;
 use super::contest::{Reference, Server};
 use super::watched::Watched;
 use super::wrk::{Client, SCRIPT};
-use super::{CLIENTS, PATIENCE, SERVERS};
+use super::{CLIENTS, PATIENCE, Programs, SERVERS};
 use crate::agent::{Agent, Ports, free_ports};
-use crate::build::Binaries;
 use crate::clock::until;
 use crate::demo::network::Network;
 use crate::demo::thief::Attribution;
@@ -34,7 +33,7 @@ const AT_ONCE: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Ground<'a> {
-    binaries: &'a Binaries,
+    programs: &'a Programs,
     pub(crate) eks: Eks,
     pub(crate) place: Place,
     flags: Vec<String>,
@@ -75,36 +74,41 @@ pub(crate) struct Hyper {
 }
 
 impl<'a> Ground<'a> {
-    pub(crate) async fn loopback(binaries: &'a Binaries, logs: &Path) -> Result<Ground<'a>> {
-        Ground::on(binaries, Place::Host, logs, vec!["--verify".to_owned(), "off".to_owned()], None).await
+    pub(crate) async fn loopback(programs: &'a Programs, logs: &Path) -> Result<Ground<'a>> {
+        Ground::on(programs, Place::Host, logs, vec!["--verify".to_owned(), "off".to_owned()], None).await
     }
 
     /// An agent there has to enforce; or the reason why it cannot be had.
-    pub(crate) async fn node(binaries: &'a Binaries, logs: &Path) -> Result<Result<Ground<'a>, String>> {
-        let network = Network::prepare(&binaries.agent, 1).await?;
-        let attribution = Attribution::prepare(&network, &binaries.agent).await;
+    pub(crate) async fn node(programs: &'a Programs, logs: &Path) -> Result<Result<Ground<'a>, String>> {
+        let network = Network::prepare(&programs.podcred, 1).await?;
+        let attribution = Attribution::prepare(&network, &programs.podcred).await;
         if let Attribution::LeftOut(reason) = attribution {
             return Ok(Err(reason));
         }
         let (place, flags) = (network.node.clone(), attribution.flags());
         let node = Node { attribution, network };
-        Ok(Ok(Ground::on(binaries, place, logs, flags, Some(node)).await?))
+        Ok(Ok(Ground::on(programs, place, logs, flags, Some(node)).await?))
     }
 
     async fn on(
-        binaries: &'a Binaries,
+        programs: &'a Programs,
         place: Place,
         logs: &Path,
         flags: Vec<String>,
         node: Option<Node>,
     ) -> Result<Ground<'a>> {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let eks = Eks::start(place.clone(), &binaries.simulated_eks, listen, &logs.join("simulated-eks.log"))
-            .await?;
+        let eks = Eks::start(
+            place.clone(),
+            &programs.others.simulated_eks,
+            listen,
+            &logs.join("simulated-eks.log"),
+        )
+        .await?;
         let scratch = tempfile::tempdir()?;
         let script = scratch.path().join("tokens.lua");
         std::fs::write(&script, SCRIPT)?;
-        Ok(Ground { binaries, eks, place, flags, logs: logs.to_owned(), scratch, script, node })
+        Ok(Ground { programs, eks, place, flags, logs: logs.to_owned(), scratch, script, node })
     }
 
     /// Tokens of as many pods, whose service accounts have as many roles in turn.
@@ -146,7 +150,7 @@ impl<'a> Ground<'a> {
         };
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).chain(FLAGS).collect();
         let (place, log) = (self.place.clone(), self.log("podcred"));
-        let guard = Agent::start(place, &self.binaries.agent, &self.eks, &ports, &flags, &log).await?;
+        let guard = Agent::start(place, &self.programs.podcred, &self.eks, &ports, &flags, &log).await?;
         let address = SocketAddr::new(self.host(), ports.credentials);
         running(guard.id(), address, guard)
     }
@@ -159,7 +163,7 @@ impl<'a> Ground<'a> {
     }
 
     async fn hyper(&self, name: &str) -> Result<Running<Process>> {
-        let mut command = self.place.command(&self.binaries.bare_hyper.display().to_string());
+        let mut command = self.place.command(&self.programs.bare_hyper.display().to_string());
         let address = SocketAddr::new(self.host(), 0).to_string();
         command.args([&address, &BODY.to_string(), &WORKERS.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());

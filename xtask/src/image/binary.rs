@@ -1,4 +1,4 @@
-//! podcred for one processor, statically linked: the image has no libraries.
+//! Programs for one processor, statically linked: the image has no libraries.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,13 +12,19 @@ use crate::report::step;
 use crate::{setup, toolchain};
 
 #[derive(Debug)]
-pub(super) struct Built {
-    pub(super) file: PathBuf,
+pub(crate) struct Built {
+    folder: PathBuf,
     pub(super) triple: String,
 }
 
-/// Or why it cannot be built here.
-pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
+impl Built {
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// Or why they cannot be built here.
+pub(crate) async fn build(arch: Arch, packages: &[&str]) -> Result<Result<Built, String>> {
     let triple = format!("{}-unknown-linux-gnu", arch.cpu());
     let mut command = cargo();
     if !arch.is_here() {
@@ -33,7 +39,8 @@ pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
             .env(format!("AR_{snake}"), tool("ar"));
     }
     step(&format!(
-        "Building podcred for {}, statically linked (cargo, profile release; minutes)",
+        "Building {} for {}, statically linked (cargo, profile release; minutes)",
+        packages.join(" and "),
         arch.name()
     ));
     let clock = Stopwatch::start();
@@ -45,7 +52,8 @@ pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
         flags.push(OsString::from("-Clink-arg=-Wl,--icf=safe,-z,pack-relative-relocs"));
     }
     command
-        .args(["build", "--release", "--package", "podcred", "--target", &triple])
+        .args(["build", "--release", "--target", &triple])
+        .args(packages.iter().flat_map(|package| ["--package", *package]))
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsString::from("\x1f").as_os_str()))
         .kill_on_drop(true);
     let mut folder = target();
@@ -61,6 +69,5 @@ pub(super) async fn build(arch: Arch) -> Result<Result<Built, String>> {
         bail!("cargo build for {triple} ended with {status}");
     }
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
-    let file = folder.join(&triple).join("release/podcred");
-    Ok(Ok(Built { file, triple }))
+    Ok(Ok(Built { folder: folder.join(&triple).join("release"), triple }))
 }

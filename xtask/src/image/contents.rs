@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
+use super::PACKAGE;
 use super::binary::Built;
 use crate::build::root;
 
@@ -43,8 +44,9 @@ pub(super) enum Kind {
 
 impl Contents {
     pub(super) fn of(built: &Built) -> Result<Contents> {
+        let program = built.program(PACKAGE);
         let program =
-            std::fs::read(&built.file).with_context(|| format!("cannot read {}", built.file.display()))?;
+            std::fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
         let license = std::fs::read(root().join("LICENSE")).context("cannot read LICENSE")?;
         Ok(Contents::with(program, license))
     }

@@ -5,11 +5,11 @@
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::error::Error;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
@@ -20,20 +20,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let mut next = |what: &'static str| arguments.next().context(what);
+    let mut next = |what: &'static str| arguments.next().ok_or(what);
     let address: SocketAddr = next("which address?")?.parse()?;
     let size: usize = next("how many bytes?")?.parse()?;
     let workers: usize = next("how many threads?")?.parse()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     // On a worker, as the agent accepts: from the main thread each connection would cost a wake-up more.
-    runtime.block_on(runtime.spawn(serve(address, Bytes::from(vec![b'x'; size]))))?
+    runtime.block_on(runtime.spawn(serve(address, Bytes::from(vec![b'x'; size]))))??;
+    Ok(())
 }
 
-async fn serve(address: SocketAddr, body: Bytes) -> Result<()> {
+async fn serve(address: SocketAddr, body: Bytes) -> io::Result<()> {
     let listener = listen(address)?;
-    let mut stdout = std::io::stdout();
+    let mut stdout = io::stdout();
     writeln!(stdout, "{}", listener.local_addr()?)?;
     stdout.flush()?;
     loop {
@@ -42,14 +43,14 @@ async fn serve(address: SocketAddr, body: Bytes) -> Result<()> {
     }
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_user_timeout(Some(Duration::from_secs(5)))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(4_096)?;
-    Ok(TcpListener::from_std(socket.into())?)
+    TcpListener::from_std(socket.into())
 }
 
 async fn serve_one(stream: TcpStream, body: Bytes) {
