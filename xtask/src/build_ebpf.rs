@@ -149,7 +149,7 @@ fn copy_sources(to: &Path) -> Result<()> {
         std::fs::remove_dir_all(to)?;
     }
     std::fs::create_dir_all(to)?;
-    for name in ["Cargo.toml", "Cargo.lock", "agent", "agent-ebpf", "loadtest", "xtask"] {
+    for name in ["Cargo.toml", "Cargo.lock", "agent", "agent-ebpf", "bare-hyper", "loadtest", "xtask"] {
         copy(&root().join(name), &to.join(name)).with_context(|| format!("{name} cannot be copied"))?;
     }
     Ok(())
