@@ -202,6 +202,7 @@ impl Credentials {
                 Answer::Serve(issued) => return Ok(at_hand(issued, inner.clock.now())),
                 Answer::Wait { flight, departing, briefly } => (flight, departing, briefly),
             };
+            let is_anothers = departing.is_none();
             if let Some(departure) = departing {
                 inner.depart(role, departure);
             }
@@ -220,7 +221,10 @@ impl Credentials {
                 if let Ok(Some(Ok(issued))) = outcome {
                     return Ok((issued, ServedFrom::EksAuth));
                 }
-                if let Some(issued) = role.valid_at(now) {
+                // Another pod's flight may have been about its own token alone, while this one's buys better than what is low.
+                let asks_again =
+                    |issued: &Issued| is_anothers && issued.is_low_at(now) && now.mono < deadline;
+                if let Some(issued) = role.valid_at(now).filter(|issued| !asks_again(issued)) {
                     return Ok(at_hand(issued, now));
                 }
             }

@@ -75,6 +75,29 @@ async fn whoever_joins_the_flight_of_a_refused_token_goes_on_by_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_joins_the_flight_of_a_refused_token_gets_better_than_what_is_low() {
+    let node = Node::new();
+    let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
+    node.rule(|token| {
+        let dead = token.ends_with("/dead");
+        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
+    });
+    assert!(node.ask(&dead).await.is_err() && node.ask(&live).await.is_ok());
+    // Nobody asks for so long that nothing is renewed any more.
+    for _ in 0..12 * HOUR / 300 {
+        pass(300).await;
+        if node.credentials.census(node.clock.now()).low == 1 {
+            break;
+        }
+    }
+    let calls = node.calls();
+    let (of_dead, of_live) = tokio::join!(node.ask(&dead), node.ask(&live));
+    assert!(is_refused(&of_dead, RefusalKind::InvalidToken));
+    assert!(!of_live.expect("credentials").0.is_low_at(node.clock.now()));
+    assert_eq!(node.calls(), calls + 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn access_denied_keeps_what_is_valid_until_a_second_pods_token_confirms_it() {
     let node = Node::new();
     let (first, second, other) = (pod("web", "app", "a"), pod("web", "app", "b"), pod("web", "other", "p"));
