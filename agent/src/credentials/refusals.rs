@@ -58,13 +58,14 @@ impl Refusals {
         if self.entries.is_empty() {
             return Memory::Nothing;
         }
-        match self.of_token(&permit.claims().token_hash, now) {
-            Memory::Nothing => {}
-            of_token @ (Memory::Refuse(_) | Memory::Recheck) => return of_token,
+        let of_token = self.of_token(&permit.claims().token_hash, now);
+        if matches!(of_token, Memory::Refuse(_)) {
+            return of_token;
         }
+        // Whatever its token is worth, a role key without an association has nothing.
         match self.entries.get(&About::Role(permit.key().clone())) {
             Some(of_role) if now.mono < of_role.until => Memory::Refuse(of_role.refusal),
-            Some(_) | None => Memory::Nothing,
+            Some(_) | None => of_token,
         }
     }
 

@@ -98,6 +98,26 @@ async fn whoever_joins_the_flight_of_a_refused_token_gets_better_than_what_is_lo
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_token_that_is_refused_otherwise_the_next_time_costs_one_call() {
+    for kind in [RefusalKind::ResourceNotFound, RefusalKind::AccessDenied] {
+        let node = Node::new();
+        let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
+        let refuse_as = |kind| {
+            move |token: &str| {
+                let dead = token.ends_with("/dead");
+                (Duration::from_millis(50), if dead { Err(refusal(kind)) } else { Ok(()) })
+            }
+        };
+        node.rule(refuse_as(RefusalKind::InvalidToken));
+        assert!(node.ask(&dead).await.is_err() && node.ask(&live).await.is_ok());
+        pass(6).await;
+        node.rule(refuse_as(kind));
+        assert!(is_refused(&node.ask(&dead).await, kind));
+        assert_eq!(node.calls_of("web/app/dead"), 2, "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn access_denied_keeps_what_is_valid_until_a_second_pods_token_confirms_it() {
     let node = Node::new();
     let (first, second, other) = (pod("web", "app", "a"), pod("web", "app", "b"), pod("web", "other", "p"));
