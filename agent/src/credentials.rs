@@ -217,13 +217,6 @@ impl Credentials {
                 Memory::Recheck => true,
                 Memory::Refuse(refusal) => return Err(refuse(refusal, permit)),
             };
-            if recheck
-                && !is_anothers
-                && let Ok(Some(Err(Failure::Refused(refusal)))) = outcome
-            {
-                // What was asked is answered: to ask again would be a call each time, for as long as the request may take.
-                return Err(refuse(refusal, permit));
-            }
             if !recheck {
                 if let Ok(Some(Ok(issued))) = outcome {
                     return Ok((issued, ServedFrom::EksAuth));

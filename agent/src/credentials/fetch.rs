@@ -75,8 +75,12 @@ pub(super) async fn fly(inner: Arc<Inner>, role: Arc<Role>, departure: Departure
         tried.push(bearer.claims.token_hash);
         match call(&inner, &role, &bearer, purpose).await {
             Step::Land(outcome) => break outcome,
-            // The role key is none the worse for it.
-            Step::NextBearer(why) if only.is_some() => break Err(Failure::Refused(why)),
+            // The role key is none the worse for it, and whoever asked is not to ask the same again at once.
+            Step::NextBearer(why) if only.is_some() => {
+                let Bearer { claims, .. } = &bearer;
+                inner.refusals.remember_token(claims.token_hash, claims, why.clone(), inner.clock.now());
+                break Err(Failure::Refused(why));
+            }
             Step::NextBearer(why) => refusal = Some(why),
             Step::Later(failure) => {
                 let now = inner.clock.now();
