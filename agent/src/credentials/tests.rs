@@ -141,6 +141,14 @@ impl Node {
         self.rule(|_| (Duration::from_millis(5), Err(unavailable())));
     }
 
+    /// EKS Auth refuses the token of the pod `dead`, and takes all others.
+    fn takes_no_token_of_the_dead(&self) {
+        self.rule(|token| {
+            let dead = token.ends_with("/dead");
+            (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
+        });
+    }
+
     fn ended(&self, pods: &[Pod]) {
         let uids: Vec<_> = pods.iter().map(|pod| Arc::from(pod.permit.claims().pod_uid())).collect();
         self.credentials.pods_ended(&uids);

@@ -44,10 +44,7 @@ async fn whoever_waits_for_a_revalidation_when_the_flush_comes_waits_on() {
 async fn a_flush_forgives_no_condemned_token() {
     let node = Node::new();
     let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
-    node.rule(|token| {
-        let dead = token.ends_with("/dead");
-        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
-    });
+    node.takes_no_token_of_the_dead();
     assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
     assert!(node.ask(&live).await.is_ok());
     node.credentials.flush(Some(("web", "other")));

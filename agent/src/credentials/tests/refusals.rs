@@ -38,10 +38,7 @@ async fn a_deleted_association_drops_what_it_gave() {
 async fn a_refused_token_costs_nobody_else_and_is_served_from_no_cache() {
     let node = Node::new();
     let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
-    node.rule(|token| {
-        let dead = token.ends_with("/dead");
-        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
-    });
+    node.takes_no_token_of_the_dead();
     let (of_dead, of_live) = tokio::join!(node.ask(&dead), node.ask(&live));
     assert!(is_refused(&of_dead, RefusalKind::InvalidToken));
     assert!(of_live.is_ok());
@@ -61,10 +58,7 @@ async fn a_refused_token_costs_nobody_else_and_is_served_from_no_cache() {
 async fn whoever_joins_the_flight_of_a_refused_token_goes_on_by_its_own() {
     let node = Node::new();
     let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
-    node.rule(|token| {
-        let dead = token.ends_with("/dead");
-        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
-    });
+    node.takes_no_token_of_the_dead();
     assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
     pass(6).await;
     let asked = node.clock.now();
@@ -78,10 +72,7 @@ async fn whoever_joins_the_flight_of_a_refused_token_goes_on_by_its_own() {
 async fn whoever_joins_the_flight_of_a_refused_token_gets_better_than_what_is_low() {
     let node = Node::new();
     let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
-    node.rule(|token| {
-        let dead = token.ends_with("/dead");
-        (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
-    });
+    node.takes_no_token_of_the_dead();
     assert!(node.ask(&dead).await.is_err() && node.ask(&live).await.is_ok());
     // Nobody asks for so long that nothing is renewed any more.
     for _ in 0..12 * HOUR / 300 {
@@ -102,10 +93,7 @@ async fn a_refused_token_that_is_refused_otherwise_the_next_time_costs_one_call(
     for kind in [RefusalKind::ResourceNotFound, RefusalKind::AccessDenied] {
         let node = Node::new();
         let (dead, live) = (pod("web", "app", "dead"), pod("web", "app", "live"));
-        node.rule(|token| {
-            let dead = token.ends_with("/dead");
-            (Duration::from_millis(50), if dead { Err(refusal(RefusalKind::InvalidToken)) } else { Ok(()) })
-        });
+        node.takes_no_token_of_the_dead();
         assert!(is_refused(&node.ask(&dead).await, RefusalKind::InvalidToken));
         assert!(node.ask(&live).await.is_ok());
         pass(6).await;
