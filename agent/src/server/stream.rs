@@ -110,6 +110,7 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -169,12 +170,14 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_larger_than_the_socket_takes_arrives_whole() {
         let (mut client, mut stream) = pair();
-        let answer: Vec<u8> = (0..8_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+        let answer: Vec<u8> = (0..32_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
+        let mut writing = Box::pin(stream.write_all(&answer));
+        assert!((&mut writing).now_or_never().is_none(), "nobody reads yet");
         let reading = tokio::task::spawn_blocking(move || {
             let mut read = Vec::new();
             client.read_to_end(&mut read).map(|_| read)
         });
-        stream.write_all(&answer).await.unwrap();
+        writing.await.unwrap();
         stream.shutdown().await.unwrap();
         assert!(matches!(stream, Stream::Watched(_)));
         assert!(reading.await.unwrap().unwrap() == answer);
