@@ -15,7 +15,6 @@ pub mod claims;
 pub mod clock;
 pub mod config;
 pub mod credentials;
-mod descriptor;
 pub mod doctor;
 pub mod eks_auth;
 pub mod link;

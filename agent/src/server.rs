@@ -1,12 +1,11 @@
 //! Connections: taking them, bounding them, and letting them finish.
 
 mod connections;
-mod stream;
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +13,16 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustix::net::{SocketFlags, acceptfrom_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::connections::CapOf;
 use self::connections::{Caps, Connections, Place, Told};
-use self::stream::Stream;
 use crate::authenticate::last::LastToken;
-use crate::descriptor::readable;
 use crate::listeners::Port;
 use crate::metrics::Connected;
 use crate::request::{Connection, HEADER_BLOCK, Service};
@@ -91,12 +86,7 @@ pub async fn serve(
             let host = port.address().ip();
             if let Some(listener) = port.held(&service.attribution, &cancel).await {
                 service.metrics.listener(host, true);
-                let accepting = accept(listener, service, connections, tracker, cancel.clone());
-                if let Err(error) = accepting.await {
-                    // Out of what epoll may watch: the kubelet starts podcred again, with a clear record.
-                    tracing::error!(event = "accept_failed", %host, %error, "connections cannot be waited for; podcred ends");
-                    cancel.cancel();
-                }
+                accept(listener, service, connections, tracker, cancel).await;
             }
         });
     }
@@ -142,21 +132,19 @@ async fn accept(
     connections: Arc<Connections>,
     tracker: TaskTracker,
     cancel: CancellationToken,
-) -> io::Result<()> {
+) {
     // Only where the listener takes all addresses has each connection to be asked for its own.
     let bound = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());
-    // tokio's own accept() would have epoll watch each connection, see `stream`.
-    let listener = readable(listener.into_std()?)?;
     let mut cancelled = pin!(cancel.cancelled());
     while !cancel.is_cancelled() {
         let accepted = tokio::select! {
             // The other way round each connection would pay for an entry among those that wait for the end.
             biased;
-            accepted = listener.async_io(Interest::READABLE, accept_one) => accepted,
+            accepted = listener.accept() => accepted,
             () = cancelled.as_mut() => break,
         };
         let now = service.clock.now();
-        let (socket, peer) = match accepted {
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Mostly the peer's doing (ECONNABORTED); with no descriptor left a pause lets some go.
@@ -167,8 +155,8 @@ async fn accept(
                 continue;
             }
         };
-        let Some(local) = bound.or_else(|| socket.local_addr().ok()) else { continue };
-        let caller = service.attribution.caller(&socket, peer, local);
+        let Some(local) = bound.or_else(|| stream.local_addr().ok()) else { continue };
+        let caller = service.attribution.caller(&stream, peer, local);
         service.metrics.attributed(&caller);
         // What a pod can spoof must not be charged to another.
         let known = caller.as_ref().ok().filter(|_| service.attribution.can_enforce());
@@ -189,20 +177,13 @@ async fn accept(
             last_token: LastToken::default(),
         };
         let connected = service.metrics.connected();
-        tracker.spawn(serve_one(Stream::new(socket), connection, Arc::clone(&service), place, connected));
+        tracker.spawn(serve_one(stream, connection, Arc::clone(&service), place, connected));
     }
-    Ok(())
-}
-
-fn accept_one(listener: &OwnedFd) -> io::Result<(TcpStream, SocketAddr)> {
-    let (socket, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-    let peer = peer.ok_or(ErrorKind::ConnectionAborted)?;
-    Ok((socket.into(), peer.try_into()?))
 }
 
 #[expect(clippy::manual_async_fn, reason = "an async function's future has room for its arguments twice")]
 fn serve_one(
-    stream: Stream,
+    stream: TcpStream,
     connection: Connection,
     service: Arc<Service>,
     place: Place,
@@ -214,7 +195,7 @@ fn serve_one(
     }
 }
 
-async fn serve_on(stream: Stream, connection: &Connection, service: &Service, place: &Place) {
+async fn serve_on(stream: TcpStream, connection: &Connection, service: &Service, place: &Place) {
     // Not an async closure, whose future has room for the request twice.
     let respond = service_fn(|request| async move {
         place.busy();

@@ -6,8 +6,7 @@ use std::{fmt, io};
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 
-use super::ProbeError;
-use crate::descriptor::readable;
+use super::{ProbeError, sys};
 
 /// Messages are read from it, and written to the agent's log.
 pub struct ProbeLog(EbpfLogger<&'static dyn log::Log>);
@@ -21,7 +20,7 @@ impl ProbeLog {
 
     /// Writes messages as they come, for ever.
     pub async fn forward(mut self) -> io::Result<()> {
-        let readable = readable(self.0.as_fd().try_clone_to_owned()?)?;
+        let readable = sys::readable(self.0.as_fd().try_clone_to_owned()?)?;
         loop {
             let mut ready = readable.readable().await?;
             self.0.flush();
