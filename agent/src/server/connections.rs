@@ -95,7 +95,7 @@ impl Connections {
     /// cap; with all of them waiting for an answer there is none.
     pub(super) fn admit(self: &Arc<Self>, pod: Option<Arc<Pod>>, now: Now) -> Result<Place, CapOf> {
         let mut open = lock(&self.open);
-        let sharer = pod.as_deref().map(|pod| Arc::clone(pod.uid()));
+        let sharer = sharer(pod.as_deref());
         let (cap, cap_of) = match sharer {
             Some(_) => (self.caps.pod, CapOf::Pod),
             None => (self.caps.unattributed, CapOf::Unattributed),
@@ -134,6 +134,11 @@ impl Connections {
     }
 }
 
+/// Under whose name a connection is in [`Open::shares`].
+fn sharer(pod: Option<&Pod>) -> Option<Arc<str>> {
+    pod.map(|pod| Arc::clone(pod.uid()))
+}
+
 impl Slot {
     fn tell(&self, told: Told) {
         *lock(&self.told) = Some(told);
@@ -158,7 +163,7 @@ impl Open {
         if let Some(pod) = &slot.pod {
             pod.connections.fetch_sub(1, Ordering::Relaxed);
         }
-        let sharer = slot.pod.as_deref().map(|pod| Arc::clone(pod.uid()));
+        let sharer = sharer(slot.pod.as_deref());
         if let Entry::Occupied(mut share) = self.shares.entry(sharer) {
             share.get_mut().remove(&id);
             if share.get().is_empty() {
