@@ -29,20 +29,19 @@ pub(crate) fn answer(ctx: SockoptContext) -> i32 {
     if level != CALLER_LEVEL || option != CALLER_OPTION || value.wrapping_add(1) > end {
         return DONE;
     }
-    let caller = ATTRIBUTED.get(socket);
-    // SAFETY: not null, hence a whole `Caller`.
-    if caller.is_null() || unsafe { (*caller).cgroup_id } == 0 {
+    let opened = ATTRIBUTED.get(socket);
+    // SAFETY: not null, hence a whole `Opened`.
+    if opened.is_null() || unsafe { (*opened).by.cgroup_id } == 0 {
         return DONE;
     }
-    // SAFETY: `caller` is a whole `Caller`, the buffer has room for one, and these are fields that this kind of program may
+    // SAFETY: `opened` is a whole `Opened`, the buffer has room for one, and these are fields that this kind of program may
     // write: each by itself, because both at once, into which the compiler would join them, are refused.
     unsafe {
-        (*value).cgroup_id = (*caller).cgroup_id;
-        (*value).group = (*caller).group;
-        (*value).netns = (*caller).netns;
-        (*value).connected_at = (*caller).connected_at;
-        (*value).tgid = (*caller).tgid;
-        (*value).flags = (*caller).flags;
+        (*value).cgroup_id = (*opened).by.cgroup_id;
+        (*value).group = (*opened).by.group;
+        (*value).netns = (*opened).by.netns;
+        (*value).tgid = (*opened).by.tgid;
+        (*value).flags = (*opened).by.flags;
         (&raw mut (*call).optlen).write_volatile(size_of::<Caller>() as i32);
         (&raw mut (*call).retval).write_volatile(0);
     }

@@ -132,12 +132,12 @@ fn connect(ctx: &SockAddrContext, address: [u32; 4], call: &Call) -> i32 {
     // SAFETY: a whole `Client`; the socket is locked by this connect(), so nobody else writes it. Field by field, because a
     // struct on the stack would be zeroed and copied by functions of their own.
     unsafe {
-        (*client).caller.cgroup_id = cgroup_id;
-        (*client).caller.group = group;
-        (*client).caller.netns = netns;
-        (*client).caller.connected_at = bpf_ktime_get_boot_ns();
-        (*client).caller.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        (*client).caller.flags = flags;
+        (*client).opened.by.cgroup_id = cgroup_id;
+        (*client).opened.by.group = group;
+        (*client).opened.by.netns = netns;
+        (*client).opened.at = bpf_ktime_get_boot_ns();
+        (*client).opened.by.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*client).opened.by.flags = flags;
     }
     ALLOW
 }

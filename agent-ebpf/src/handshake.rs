@@ -1,7 +1,7 @@
 //! From the client's socket to the server's: both sides of one handshake.
 
 use agent_ebpf::{
-    Caller, Connection, Counters, Destination, LATENCY_BOUNDS, Lost, Pending, caller_flags, settings_flags,
+    Connection, Counters, Destination, LATENCY_BOUNDS, Lost, Opened, Pending, caller_flags, settings_flags,
 };
 use aya_ebpf::bindings::{
     BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
@@ -96,7 +96,8 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
         return;
     }
     // SAFETY: `client` is a whole `Client`, and its socket is locked here.
-    let caller = unsafe { (*client).caller };
+    let opened = unsafe { (*client).opened };
+    let caller = opened.by;
     // SAFETY: a helper without preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     let counters = counters(caller.group);
@@ -106,7 +107,7 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
     }
     count!(counters, established);
     if !counters.is_null() {
-        note_latency(counters, now.saturating_sub(caller.connected_at));
+        note_latency(counters, now.saturating_sub(opened.at));
     }
 
     let Some(slot) = take_slot(caller.group, now) else {
@@ -129,7 +130,7 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
         (*client).slot_and_one = slot + 1;
         &*connection
     };
-    let pending = Pending { caller, since: now, slot };
+    let pending = Pending { opened, since: now, slot };
     // In the place of any other: in a namespace of its own a pod can choose addresses, ports and sequence numbers, and so
     // enter what it guesses to be another's next connection. Whose handshake is just done is right.
     if PENDING.insert(connection, &pending, u64::from(BPF_ANY)).is_err() {
@@ -140,7 +141,7 @@ fn client_established(ctx: &SockOpsContext, client: *mut Client) {
 
 /// The server's side is done, and accept() cannot return this socket before we do.
 #[inline(always)]
-fn server_established(ctx: &SockOpsContext, attributed: *mut Caller) {
+fn server_established(ctx: &SockOpsContext, attributed: *mut Opened) {
     let ops = ctx.ops;
     let server_sequence = read!(ops.snd_nxt);
     let client_sequence = read!(ops.rcv_nxt);
@@ -160,19 +161,18 @@ fn server_established(ctx: &SockOpsContext, attributed: *mut Caller) {
         return;
     };
     // SAFETY: a whole `Pending`, that of another connection at worst, see below.
-    let (group, slot, since, caller) =
-        unsafe { ((*pending).caller.group, (*pending).slot, (*pending).since, (*pending).caller) };
+    let (slot, since, opened) = unsafe { ((*pending).slot, (*pending).since, (*pending).opened) };
     // An entry that is removed or replaced leaves its memory to another's at once. That it is still found where it was
     // after the copy, and that we are the one to remove it, proves that the copy is of this connection's caller.
     let is_still_there = PENDING.get_ptr(&connection).is_some_and(|now| core::ptr::eq(now, pending));
     if !is_still_there || PENDING.remove(&connection).is_err() {
         return;
     }
-    // SAFETY: a whole `Caller`, and its socket is locked here.
-    unsafe { *attributed = caller };
-    free_slot(group, slot, since);
+    // SAFETY: a whole `Opened`, and its socket is locked here.
+    unsafe { *attributed = opened };
+    free_slot(opened.by.group, slot, since);
     if logs() {
-        debug!(ctx, "port {}: opened by cgroup {}", ends.remote_port, caller.cgroup_id);
+        debug!(ctx, "port {}: opened by cgroup {}", ends.remote_port, opened.by.cgroup_id);
     }
 }
 
@@ -182,8 +182,9 @@ fn client_closes(ops: *mut bpf_sock_ops, socket: *mut bpf_sock, client: *mut Cli
     let old = read!(ops.__bindgen_anon_1.args[0]);
     let segments_in = read!(ops.segs_in);
     // SAFETY: `client` is a whole `Client`, and its socket is locked here.
-    let (group, flags, since, slot_and_one) =
-        unsafe { ((*client).caller.group, (*client).caller.flags, (*client).since, (*client).slot_and_one) };
+    let (group, flags, since, slot_and_one) = unsafe {
+        ((*client).opened.by.group, (*client).opened.by.flags, (*client).since, (*client).slot_and_one)
+    };
     if old == BPF_TCP_SYN_SENT && flags & caller_flags::IMDS == 0 {
         let counters = counters(group);
         // Whatever came in while nothing but the SYN was out was a reset. Retransmissions do not tell: a client may give up

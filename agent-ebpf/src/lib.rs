@@ -36,7 +36,8 @@ impl Destination {
 /// Places of WATCHED. A power of two, so many that few destinations of others share one with ours.
 pub const WATCHED: u32 = 256;
 
-/// Who called connect(), as it was inside that call.
+/// Who called connect(), as it was inside that call. Of 32 bytes: for the value of a socket option that is larger the kernel
+/// allocates memory, each time that it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Caller {
@@ -47,11 +48,18 @@ pub struct Caller {
     pub group: u64,
     /// The network namespace's cookie.
     pub netns: u64,
-    /// When connect() was called, in nanoseconds since boot (suspended time included).
-    pub connected_at: u64,
     pub tgid: u32,
     /// [`caller_flags`].
     pub flags: u32,
+}
+
+/// One connect() call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Opened {
+    pub by: Caller,
+    /// In nanoseconds since boot (suspended time included).
+    pub at: u64,
 }
 
 pub mod caller_flags {
@@ -89,7 +97,7 @@ pub struct Connection {
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Pending {
-    pub caller: Caller,
+    pub opened: Opened,
     /// In nanoseconds since boot.
     pub since: u64,
     /// Which of its group's slots it holds.
@@ -193,7 +201,8 @@ pub mod settings_flags {
 
 const _: () = {
     assert!(size_of::<Destination>() == 20);
-    assert!(size_of::<Caller>() == 40);
+    assert!(size_of::<Caller>() == 32);
+    assert!(size_of::<Opened>() == 40);
     assert!(size_of::<Connection>() == 48);
     assert!(size_of::<Pending>() == 56);
     assert!(size_of::<Counters>() == 28 * 8);
@@ -207,7 +216,7 @@ mod pod {
     // their fields. Any bytes are a valid value.
     unsafe impl aya::Pod for super::Destination {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::Caller {}
+    unsafe impl aya::Pod for super::Opened {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Connection {}
     // SAFETY: as above.

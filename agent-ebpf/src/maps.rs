@@ -1,7 +1,7 @@
 //! What the programs keep, how much of it, and what happens when it is full.
 
 use agent_ebpf::{
-    Caller, Connection, Counters, Destination, LOST, Lost, PENDING_PER_GROUP, Pending, Settings,
+    Connection, Counters, Destination, LOST, Lost, Opened, PENDING_PER_GROUP, Pending, Settings,
 };
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap};
@@ -37,7 +37,7 @@ pub(crate) static CALLER: SocketStorage<Client, PLAIN> = SocketStorage::new();
 /// On the agent's listener, where it is empty, and by inheritance on what that accepts: here a caller is wanted. On an accepted
 /// socket: who called connect() at the other end, or nobody (cgroup 0). As many as there are such sockets.
 #[btf_map]
-pub(crate) static ATTRIBUTED: SocketStorage<Caller, INHERITED> = SocketStorage::new();
+pub(crate) static ATTRIBUTED: SocketStorage<Opened, INHERITED> = SocketStorage::new();
 
 /// Connections between the client's and the server's side of their handshakes. 65,536, and 64 of one group (see SLOTS), so
 /// that it takes a thousand pods to fill it; then connections are not attributed, and counted in LOST.
@@ -75,7 +75,7 @@ const _: () = assert!(size_of::<Counters>() <= size_of::<Slots>());
 /// What is known about a client's socket.
 #[repr(C)]
 pub(crate) struct Client {
-    pub(crate) caller: Caller,
+    pub(crate) opened: Opened,
     /// The entry in PENDING, where `slot_and_one` is not 0.
     pub(crate) connection: Connection,
     pub(crate) since: u64,

@@ -24,7 +24,7 @@ use self::cgroup::Cgroups;
 pub use self::counters::Counted;
 use self::inet_diag::{Followed, InetDiag};
 use self::layout::Layout;
-use self::probe::Probe;
+use self::probe::{Opened, Probe};
 pub use self::probed::Probed;
 use self::probed::{cannot_tell, recorded, workload};
 use self::proc::HostProc;
@@ -34,7 +34,7 @@ use crate::config::Verify;
 use crate::link;
 
 /// What the kernel says of the caller of one connection.
-pub type Caller = Result<Arc<Workload>, Unattributed>;
+pub type Caller = Result<Workload, Unattributed>;
 
 /// The pod that opened a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,9 +159,9 @@ enum Source {
 
 impl Processes {
     fn caller(&self, socket: &impl AsFd) -> Caller {
-        let caller = recorded(&self.probe, socket)?;
-        let pod = self.host.pod_of_tgid(caller.tgid, Duration::from_nanos(caller.connected_at))?;
-        Ok(workload(&caller, pod))
+        let Opened { by, at } = recorded(&self.probe, self.probe.opened(socket))?;
+        let pod = self.host.pod_of_tgid(by.tgid, Duration::from_nanos(at))?;
+        Ok(workload(&by, pod))
     }
 }
 
@@ -172,8 +172,7 @@ impl Sockets {
         let cgroup_id = found.ok_or(Unattributed::NoRecord)?;
         let pod = self.cgroups.pod_of(cgroup_id)?;
         // The table knows neither the process nor whether it is in the host's network.
-        let unknown =
-            agent_ebpf::Caller { cgroup_id, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
+        let unknown = agent_ebpf::Caller { cgroup_id, group: 0, netns: 0, tgid: 0, flags: 0 };
         Ok(workload(&unknown, pod))
     }
 }

@@ -79,7 +79,7 @@ pub enum Verdict {
     Delegate,
     /// Another pod presents the token; what it says is there where it was verified.
     OtherPod {
-        caller: Arc<Workload>,
+        caller: Box<Workload>,
         token: Option<Arc<Claims>>,
     },
     /// The pod is another's, and whether it is a delegate's is not known yet.
@@ -146,7 +146,7 @@ impl Policy {
             Ok(workload) => match self.delegates.says(&workload.pod_uid) {
                 Delegacy::Granted => Verdict::Delegate,
                 Delegacy::None => {
-                    Verdict::OtherPod { caller: Arc::clone(workload), token: token.verified().cloned() }
+                    Verdict::OtherPod { caller: Box::new(workload.clone()), token: token.verified().cloned() }
                 }
                 Delegacy::Unknown => Verdict::DelegatesUnknown,
             },

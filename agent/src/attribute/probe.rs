@@ -16,7 +16,7 @@ use crate::clock::since_boot;
 use crate::locks::lock;
 use crate::sockopt;
 
-pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS};
+pub use agent_ebpf::{Caller, Counters, Kind, LATENCY_BOUNDS, Opened};
 pub use attach::Tried;
 pub use error::ProbeError;
 pub use log::ProbeLog;
@@ -80,7 +80,7 @@ pub struct Probe {
     watched: Row<u32>,
     destinations: Table<Destination, u32>,
     imds_allowed: Table<u64, u32>,
-    attributed: OnSockets<Caller>,
+    attributed: OnSockets<Opened>,
     pending: Table<Connection, Pending>,
     namespaces: Table<u64, u64>,
     counters: Table<u64, Counters>,
@@ -112,7 +112,7 @@ pub enum Upkeep {
 }
 
 /// Of a listener, and of what it accepts until the kernel programs know better.
-const NOBODY: Caller = Caller { cgroup_id: 0, group: 0, netns: 0, connected_at: 0, tgid: 0, flags: 0 };
+const NOBODY: Opened = Opened { by: Caller { cgroup_id: 0, group: 0, netns: 0, tgid: 0, flags: 0 }, at: 0 };
 
 impl Probe {
     pub fn load(config: &ProbeConfig) -> Result<Probe, ProbeError> {
@@ -183,8 +183,13 @@ impl Probe {
             Some(caller) => Ok(Some(caller)),
             // Nobody is known; or nobody answers, because the program is detached, or this process is in another cgroup than
             // where it is attached. The look-up costs more, and can tell these apart.
-            None => Ok(self.attributed.get(accepted)?.filter(|caller| *caller != NOBODY)),
+            None => Ok(self.opened(accepted)?.map(|opened| opened.by)),
         }
+    }
+
+    /// As [`Probe::caller`], and when that was.
+    pub fn opened(&self, accepted: &impl AsFd) -> Result<Option<Opened>, ProbeError> {
+        Ok(self.attributed.get(accepted)?.filter(|opened| *opened != NOBODY))
     }
 
     /// The group (see [`Caller::group`]) of the pod that has this network namespace.

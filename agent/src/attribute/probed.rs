@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::cgroup::{Cgroups, NoPod, PodCgroup};
@@ -35,7 +35,7 @@ impl Probed {
     }
 
     pub(super) fn caller(&self, socket: &impl AsFd) -> Caller {
-        let caller = recorded(&self.probe, socket)?;
+        let caller = recorded(&self.probe, self.probe.caller(socket))?;
         if self.is_proxy(caller.cgroup_id)? {
             return self.proxied(&caller);
         }
@@ -128,9 +128,10 @@ impl Probed {
 /// How long the kernel sends a SYN again and again, by default: a connection may have been opened so long before it came.
 const SYN_RETRIES: Duration = Duration::from_secs(130);
 
-pub(super) fn recorded(probe: &Probe, socket: &impl AsFd) -> Result<agent_ebpf::Caller, Unattributed> {
-    match probe.caller(socket) {
-        Ok(Some(caller)) => Ok(caller),
+/// What the probe says of a connection, or what it means that it says nothing.
+pub(super) fn recorded<T>(probe: &Probe, said: Result<Option<T>, ProbeError>) -> Result<T, Unattributed> {
+    match said {
+        Ok(Some(said)) => Ok(said),
         Ok(None) if probe.attached_for().is_some_and(|time| time > SYN_RETRIES) => {
             Err(Unattributed::NoRecord)
         }
@@ -146,15 +147,15 @@ pub(super) fn cannot_tell(error: &(dyn std::error::Error + 'static)) -> Unattrib
     Unattributed::CannotTell
 }
 
-pub(super) fn workload(caller: &agent_ebpf::Caller, pod: PodCgroup) -> Arc<Workload> {
-    Arc::new(Workload {
+pub(super) fn workload(caller: &agent_ebpf::Caller, pod: PodCgroup) -> Workload {
+    Workload {
         pod_uid: pod.pod_uid,
         container_id: pod.container_id,
         cgroup_id: caller.cgroup_id,
         tgid: caller.tgid,
         netns: caller.netns,
         host_network: caller.host_network(),
-    })
+    }
 }
 
 impl From<NoPod> for Unattributed {

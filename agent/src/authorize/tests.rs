@@ -22,14 +22,14 @@ fn verified(pod_uid: &str) -> Authenticated {
 }
 
 fn pod(uid: &str) -> Caller {
-    Ok(Arc::new(Workload {
+    Ok(Workload {
         pod_uid: uid.into(),
         container_id: None,
         cgroup_id: 7,
         tgid: 1,
         netns: 2,
         host_network: false,
-    }))
+    })
 }
 
 fn policy(verify: Verify) -> Policy {

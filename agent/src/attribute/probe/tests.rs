@@ -111,14 +111,16 @@ fn a_socket_tells_its_caller_in_the_agents_cgroup_and_is_looked_up_elsewhere() {
     let elsewhere = cgroup.config();
     let here = ProbeConfig { agent_cgroup: cgroup.0.parent().unwrap().to_owned(), ..cgroup.config() };
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let caller = Caller { cgroup_id: 1, group: 2, netns: 3, connected_at: 4, tgid: 5, flags: 6 };
+    let by = Caller { cgroup_id: 1, group: 2, netns: 3, tgid: 4, flags: 5 };
+    let opened = Opened { by, at: 6 };
     for (config, tells) in [(here, true), (elsewhere, false)] {
         let probe = Probe::load(&config).unwrap();
         probe.mark(&socket).unwrap();
         assert_eq!((sockopt::caller(&socket), probe.caller(&socket).unwrap()), (None, None));
-        probe.attributed.insert(&socket, caller).unwrap();
-        assert_eq!(sockopt::caller(&socket), tells.then_some(caller));
-        assert_eq!(probe.caller(&socket).unwrap(), Some(caller));
+        probe.attributed.insert(&socket, opened).unwrap();
+        assert_eq!(sockopt::caller(&socket), tells.then_some(by));
+        assert_eq!(probe.caller(&socket).unwrap(), Some(by));
+        assert_eq!(probe.opened(&socket).unwrap(), Some(opened));
     }
 }
 
@@ -134,10 +136,10 @@ fn connections_that_pend_too_long_are_forgotten() {
         client_sequence: 3,
         server_sequence: 4,
     };
-    let caller = Caller { cgroup_id: 1, group: 1, netns: 1, connected_at: 1, tgid: 1, flags: 0 };
+    let opened = Opened { by: Caller { cgroup_id: 1, group: 1, netns: 1, tgid: 1, flags: 0 }, at: 1 };
     let limit = Duration::from_nanos(PENDING_FOR);
     for (port, since) in [(1, 1_000), (2, 2_000)] {
-        probe.pending.insert(connection(port), Pending { caller, since, slot: 0 }).unwrap();
+        probe.pending.insert(connection(port), Pending { opened, since, slot: 0 }).unwrap();
     }
     assert_eq!(probe.expire_at(limit + Duration::from_nanos(1_000)).unwrap(), 0);
     assert_eq!(probe.expire_at(limit + Duration::from_nanos(1_001)).unwrap(), 1);
