@@ -3,7 +3,7 @@
 //! An unattributed connection has no entry here; it is bounded by the node's limits alone.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::claims::Claims;
 use crate::clock::Now;
 use crate::config::PodLimits;
 use crate::locks::lock;
+use crate::server::Share;
 
 #[derive(Debug)]
 pub struct Pods {
@@ -34,7 +35,7 @@ pub struct Pod {
     failures: Mutex<Bucket>,
     requests: Mutex<Bucket>,
     pub last_token: LastToken,
-    pub connections: AtomicUsize,
+    pub(crate) connections: Mutex<Share>,
     pub served: AtomicU64,
     pub refused: AtomicU64,
 }
@@ -78,7 +79,7 @@ impl Pods {
     /// asked after `among` was taken: a pod that has started meanwhile is missing from both.
     pub fn forget_ended(&self, among: &[Arc<Pod>], live: &HashSet<Arc<str>>) -> Vec<Arc<str>> {
         let mut pods = lock(&self.by_uid);
-        let is_idle = |pod: &Pod| pod.connections.load(Ordering::Relaxed) == 0;
+        let is_idle = |pod: &Pod| lock(&pod.connections).is_empty();
         let ended = among.iter().filter(|pod| !live.contains(&pod.uid) && is_idle(pod));
         ended.filter_map(|pod| pods.remove(&pod.uid)).map(|pod| Arc::clone(&pod.uid)).collect()
     }
@@ -94,7 +95,7 @@ impl Pod {
             failures: Mutex::default(),
             requests: Mutex::default(),
             last_token: LastToken::default(),
-            connections: AtomicUsize::new(0),
+            connections: Mutex::default(),
             served: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
@@ -258,9 +259,9 @@ mod tests {
         pods.of(&"c".into());
         let live = |uids: &[&str]| uids.iter().map(|uid| Arc::from(*uid)).collect();
         assert!(pods.forget_ended(&all, &live(&["a", "b"])).is_empty());
-        pod.connections.store(1, Ordering::Relaxed);
+        lock(&pod.connections).push(0);
         assert!(pods.forget_ended(&all, &live(&["b"])).is_empty(), "a connection is still open");
-        pod.connections.store(0, Ordering::Relaxed);
+        lock(&pod.connections).clear();
         assert_eq!(pods.forget_ended(&all, &live(&["b"])), [Arc::from("a")], "c came after the question");
         assert_eq!(pods.all().len(), 2);
     }

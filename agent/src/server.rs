@@ -12,24 +12,29 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::connections::CapOf;
+pub(crate) use self::connections::Share;
 use self::connections::{Caps, Connections, Place, Told};
 use crate::authenticate::last::LastToken;
+use crate::clock::Clock;
 use crate::listeners::Port;
 use crate::metrics::Connected;
 use crate::request::{Connection, HEADER_BLOCK, Service};
 use crate::sockopt;
 
-/// A client that has not sent its headers by then is stuck or hostile. Idle keep-alive connections end by it too.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// A client that has not sent its headers by then is stuck or hostile, or has no more requests.
+const IDLE_FOR: Duration = Duration::from_secs(5);
+/// How often to look for those. hyper would set a timer for each request, which costs one in a hundred of them.
+const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 /// A client that does not take its answer: the kernel ends the connection, whatever the client pipelines.
 const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(5);
 /// Descriptors that are not pods' connections: listeners, calls to EKS Auth and the issuer, probes, scrapes.
@@ -78,6 +83,8 @@ pub async fn serve(
         if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { usize::MAX };
     let caps = Caps { node: max_connections, pod: service.pods.limits().connections, unattributed };
     let connections = Connections::new(caps);
+    let mut looking = JoinSet::new();
+    looking.spawn(end_idle(Arc::clone(&connections), service.clock.clone()));
     let accepting = TaskTracker::new();
     for port in ports {
         let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));
@@ -100,6 +107,13 @@ pub async fn serve(
             open = tracker.len(),
             "connections were still open when --shutdown-grace was over"
         );
+    }
+}
+
+async fn end_idle(connections: Arc<Connections>, clock: Clock) {
+    loop {
+        sleep(LOOK_FOR_IDLE).await;
+        connections.end_idle(IDLE_FOR, clock.now());
     }
 }
 
@@ -205,24 +219,22 @@ async fn serve_on(stream: TcpStream, connection: &Connection, service: &Service,
         Ok::<_, Infallible>(response)
     });
     let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(HEADER_BLOCK)
         // Head and body together are small: one write of one buffer costs less than a writev of two.
         .writev(false)
         .serve_connection(TokioIo::new(stream), respond);
     let mut serving = pin!(serving);
-    let ended = tokio::select! {
-        // Nothing goes before a request that is there, and the order need not be drawn by lot for each.
-        biased;
-        ended = serving.as_mut() => ended,
-        told = place.told() => match told {
-            Told::Leave => Ok(()),
-            Told::Finish => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-        },
+    let ended = loop {
+        tokio::select! {
+            // Nothing goes before a request that is there, and the order need not be drawn by lot for each.
+            biased;
+            ended = serving.as_mut() => break ended,
+            told = place.told() => match told {
+                Told::Leave if place.is_idle() => break Ok(()),
+                // Told to leave just when its request came, it is answered first.
+                Told::Leave | Told::Finish => serving.as_mut().graceful_shutdown(),
+            },
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(event = "connection_failed", peer = %connection.peer, %error, "a connection ended early");

@@ -10,6 +10,7 @@ use agent_ebpf::{Counters, LATENCY_BOUNDS};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::claims::Claims;
+use crate::locks::lock;
 use crate::pods::Pod;
 
 /// One pod at the time of a scrape.
@@ -33,7 +34,7 @@ impl PodSample {
             .map(|pod| PodSample {
                 uid: Arc::clone(pod.uid()),
                 claims: pod.claims().cloned(),
-                connections: pod.connections.load(Ordering::Relaxed),
+                connections: lock(&pod.connections).len(),
                 served: pod.served.load(Ordering::Relaxed),
                 refused: pod.refused.load(Ordering::Relaxed),
                 kernel: kernel.remove(pod.uid()),

@@ -4,15 +4,14 @@
 //! the longest idle. A pod that the kernel knows has a cap of its own, and all connections that it knows no pod of have one
 //! together: a pod can make itself unknown, and must not take the place of those that are known.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use quick_cache::DefaultHashBuilder;
+use slab::Slab;
 use tokio::time::Instant;
 
 use crate::clock::Now;
@@ -51,17 +50,21 @@ impl CapOf {
     }
 }
 
+/// The connections that share a cap, by their keys among all slots: a pod at its cap must not cost a look at everybody's.
+pub(crate) type Share = Vec<usize>;
+
 #[derive(Debug, Default)]
 struct Open {
-    next_id: u64,
-    slots: HashMap<u64, Arc<Slot>, DefaultHashBuilder>,
-    /// The slots of each pod by its UID, and those of no known pod: one pod at its cap must not cost a look at everybody's.
-    shares: HashMap<Option<Arc<str>>, BTreeSet<u64>, DefaultHashBuilder>,
+    slots: Slab<Arc<Slot>>,
+    /// A pod has its own share; this is of those that the kernel knows no pod of.
+    unattributed: Share,
 }
 
 #[derive(Debug)]
 struct Slot {
     pod: Option<Arc<Pod>>,
+    /// Where in its share its key is.
+    in_share: AtomicUsize,
     /// None while a request is being answered.
     idle_since: Mutex<Option<Instant>>,
     told: Mutex<Option<Told>>,
@@ -72,7 +75,7 @@ struct Slot {
 /// What an open connection is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    /// To make room, at once.
+    /// To end at once, because it makes room or has been idle for too long.
     Leave,
     /// To end once its request is answered.
     Finish,
@@ -81,7 +84,7 @@ pub(super) enum Told {
 /// One connection's place, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    id: u64,
+    key: usize,
     slot: Arc<Slot>,
     connections: Arc<Connections>,
 }
@@ -94,49 +97,54 @@ impl Connections {
     /// A place for a new connection. At a cap the one that has been idle longest is told to close, of those that share this
     /// cap; with all of them waiting for an answer there is none.
     pub(super) fn admit(self: &Arc<Self>, pod: Option<Arc<Pod>>, now: Now) -> Result<Place, CapOf> {
-        let mut open = lock(&self.open);
-        let sharer = sharer(pod.as_deref());
-        let (cap, cap_of) = match sharer {
+        let (cap, cap_of) = match pod {
             Some(_) => (self.caps.pod, CapOf::Pod),
             None => (self.caps.unattributed, CapOf::Unattributed),
         };
-        if let Some(share) = open.shares.get(&sharer)
-            && share.len() >= cap
-        {
-            let longest = open.longest_idle(share.iter()).ok_or(cap_of)?;
-            open.evict(longest);
+        let mut open = lock(&self.open);
+        let longest = open.share(pod.as_deref(), |share, slots| {
+            (share.len() >= cap)
+                .then(|| longest_idle(share.iter().filter_map(|key| Some((*key, slots.get(*key)?)))))
+        });
+        if let Some(longest) = longest {
+            open.evict(longest.ok_or(cap_of)?);
         }
         if open.slots.len() >= self.caps.node {
-            let longest = open.longest_idle(open.slots.keys()).ok_or(CapOf::Node)?;
-            open.evict(longest);
-        }
-        let id = open.next_id;
-        open.next_id += 1;
-        open.shares.entry(sharer).or_default().insert(id);
-        if let Some(pod) = &pod {
-            pod.connections.fetch_add(1, Ordering::Relaxed);
+            let longest = longest_idle(open.slots.iter());
+            open.evict(longest.ok_or(CapOf::Node)?);
         }
         let slot = Arc::new(Slot {
             pod,
+            in_share: AtomicUsize::default(),
             idle_since: Mutex::new(Some(now.mono)),
             told: Mutex::default(),
             listening: AtomicWaker::new(),
         });
-        open.slots.insert(id, Arc::clone(&slot));
-        Ok(Place { id, slot, connections: Arc::clone(self) })
+        let key = open.insert(Arc::clone(&slot));
+        Ok(Place { key, slot, connections: Arc::clone(self) })
     }
 
     /// Tells all that are open to finish.
     pub(super) fn finish(&self) {
-        for slot in lock(&self.open).slots.values() {
+        for (_, slot) in &lock(&self.open).slots {
             slot.tell(Told::Finish);
+        }
+    }
+
+    /// Tells those to leave that have been idle for `longer`.
+    pub(super) fn end_idle(&self, longer: Duration, now: Now) {
+        for (_, slot) in &lock(&self.open).slots {
+            if lock(&slot.idle_since).is_some_and(|since| now.mono.saturating_duration_since(since) >= longer)
+            {
+                slot.tell(Told::Leave);
+            }
         }
     }
 }
 
-/// Under whose name a connection is in [`Open::shares`].
-fn sharer(pod: Option<&Pod>) -> Option<Arc<str>> {
-    pod.map(|pod| Arc::clone(pod.uid()))
+fn longest_idle<'a>(among: impl Iterator<Item = (usize, &'a Arc<Slot>)>) -> Option<usize> {
+    let idle = among.filter_map(|(key, slot)| Some(((*lock(&slot.idle_since))?, key)));
+    idle.min().map(|(_, key)| key)
 }
 
 impl Slot {
@@ -147,30 +155,39 @@ impl Slot {
 }
 
 impl Open {
-    fn longest_idle<'a>(&self, among: impl Iterator<Item = &'a u64>) -> Option<u64> {
-        let idle = among.filter_map(|id| Some(((*lock(&self.slots.get(id)?.idle_since))?, *id)));
-        idle.min().map(|(_, id)| id)
+    fn share<R>(&mut self, pod: Option<&Pod>, see: impl FnOnce(&mut Share, &Slab<Arc<Slot>>) -> R) -> R {
+        match pod {
+            Some(pod) => see(&mut lock(&pod.connections), &self.slots),
+            None => see(&mut self.unattributed, &self.slots),
+        }
     }
 
-    fn evict(&mut self, id: u64) {
-        if let Some(slot) = self.remove(id) {
+    fn insert(&mut self, slot: Arc<Slot>) -> usize {
+        let key = self.slots.insert(Arc::clone(&slot));
+        self.share(slot.pod.as_deref(), |share, _| {
+            slot.in_share.store(share.len(), Ordering::Relaxed);
+            share.push(key);
+        });
+        key
+    }
+
+    fn remove(&mut self, key: usize) -> Option<Arc<Slot>> {
+        let slot = self.slots.try_remove(key)?;
+        self.share(slot.pod.as_deref(), |share, slots| {
+            let place = slot.in_share.load(Ordering::Relaxed);
+            share.swap_remove(place);
+            // The last one has come here.
+            if let Some(moved) = share.get(place).and_then(|key| slots.get(*key)) {
+                moved.in_share.store(place, Ordering::Relaxed);
+            }
+        });
+        Some(slot)
+    }
+
+    fn evict(&mut self, key: usize) {
+        if let Some(slot) = self.remove(key) {
             slot.tell(Told::Leave);
         }
-    }
-
-    fn remove(&mut self, id: u64) -> Option<Arc<Slot>> {
-        let slot = self.slots.remove(&id)?;
-        if let Some(pod) = &slot.pod {
-            pod.connections.fetch_sub(1, Ordering::Relaxed);
-        }
-        let sharer = sharer(slot.pod.as_deref());
-        if let Entry::Occupied(mut share) = self.shares.entry(sharer) {
-            share.get_mut().remove(&id);
-            if share.get().is_empty() {
-                share.remove();
-            }
-        }
-        Some(slot)
     }
 }
 
@@ -181,6 +198,10 @@ impl Place {
 
     pub(super) fn idle(&self, now: Now) {
         *lock(&self.slot.idle_since) = Some(now.mono);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        lock(&self.slot.idle_since).is_some()
     }
 
     /// Resolves when there is something to tell. For the connection's own task alone, which looks with each request: a
@@ -197,8 +218,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // One that was evicted has been removed already.
-        lock(&self.connections.open).remove(self.id);
+        let mut open = lock(&self.connections.open);
+        // One that was evicted has been removed already, and another may have its key.
+        if open.slots.get(self.key).is_some_and(|slot| Arc::ptr_eq(slot, &self.slot)) {
+            open.remove(self.key);
+        }
     }
 }
 
@@ -243,6 +267,58 @@ mod tests {
         );
         drop(busy);
         assert!(connections.admit(None, later(start, 4)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn those_that_are_idle_for_too_long_leave_and_the_busy_stay() {
+        let start = Clock::default().now();
+        let connections = Connections::new(CAPS);
+        let [busy, silent, asking] = [(); 3].map(|()| connections.admit(None, start).expect("room"));
+        busy.busy();
+        asking.idle(later(start, 1));
+        connections.end_idle(Duration::from_secs(5), later(start, 5));
+        assert_eq!(silent.told().now_or_never(), Some(Told::Leave));
+        assert!(busy.told().now_or_never().is_none() && asking.told().now_or_never().is_none());
+        connections.end_idle(Duration::from_secs(5), later(start, 6));
+        assert_eq!(asking.told().now_or_never(), Some(Told::Leave));
+    }
+
+    #[tokio::test]
+    async fn an_evicted_ones_key_is_anothers_by_the_time_it_is_dropped() {
+        let start = Clock::default().now();
+        let connections = Connections::new(Caps { node: 1, ..CAPS });
+        let evicted = connections.admit(None, start).expect("room");
+        let next = connections.admit(None, start).expect("the idle one makes room");
+        assert_eq!(evicted.key, next.key);
+        drop(evicted);
+        next.busy();
+        assert_eq!(connections.admit(None, start).err(), Some(CapOf::Node), "the place is still taken");
+    }
+
+    #[tokio::test]
+    async fn shares_hold_whoever_is_open_in_whatever_order_they_come_and_go() {
+        let now = Clock::default().now();
+        let connections = Connections::new(Caps { node: 100, pod: 100, unattributed: 100 });
+        let pods = pods();
+        let mut places = Vec::new();
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..1_000 {
+            if places.len() > 30 || (!places.is_empty() && random.bool()) {
+                places.swap_remove(random.usize(..places.len()));
+            } else {
+                let pod = random.bool().then(|| pods.of(&random.choice(["a", "b"]).expect("one").into()));
+                places.push(connections.admit(pod, now).expect("room"));
+            }
+            let open = lock(&connections.open);
+            let shares: Vec<Share> = pods.all().iter().map(|pod| lock(&pod.connections).clone()).collect();
+            for share in shares.iter().chain([&open.unattributed]) {
+                for (place, key) in share.iter().enumerate() {
+                    assert_eq!(open.slots[*key].in_share.load(Ordering::Relaxed), place);
+                }
+            }
+            let held: usize = shares.iter().map(Vec::len).sum();
+            assert_eq!((held + open.unattributed.len(), open.slots.len()), (places.len(), places.len()));
+        }
     }
 
     #[tokio::test]
@@ -308,7 +384,7 @@ mod tests {
         assert!(connections.admit(pod("other"), later(start, 4)).is_ok());
         drop((first, second, third));
         assert_eq!(
-            pod("greedy").expect("a pod").connections.load(Ordering::Relaxed),
+            lock(&pod("greedy").expect("a pod").connections).len(),
             0,
             "what was evicted is counted once"
         );
