@@ -120,7 +120,7 @@ impl Connections {
             told: Mutex::default(),
             listening: AtomicWaker::new(),
         });
-        let key = open.insert(Arc::clone(&slot));
+        let key = open.insert(&slot);
         Ok(Place { key, slot, connections: Arc::clone(self) })
     }
 
@@ -162,8 +162,8 @@ impl Open {
         }
     }
 
-    fn insert(&mut self, slot: Arc<Slot>) -> usize {
-        let key = self.slots.insert(Arc::clone(&slot));
+    fn insert(&mut self, slot: &Arc<Slot>) -> usize {
+        let key = self.slots.insert(Arc::clone(slot));
         self.share(slot.pod.as_deref(), |share, _| {
             slot.in_share.store(share.len(), Ordering::Relaxed);
             share.push(key);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use goose::GooseAttack;
 use goose::client::{GooseClientBuilder, GooseClientConfig};
-use goose::config::GooseConfiguration;
+use goose::config::{GooseConfiguration, GooseDefault, GooseDefaultType};
 use goose::goose::{GooseUser, Scenario, Transaction, TransactionFunction, TransactionResult};
 use tokio::time::{sleep, timeout};
 
@@ -27,7 +27,7 @@ const OVERHEAD: Duration = Duration::from_secs(120);
 /// Returns when all pods have ended.
 pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
     let users = world.plan.visits.len();
-    let arguments = arguments(&world.stage.endpoint().host, users, report);
+    let arguments = arguments(users, report);
     let configuration =
         GooseConfiguration::parse_args_default(&arguments).context("goose's configuration")?;
     let life = Arc::clone(world);
@@ -46,7 +46,10 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
     });
     // Its own client is used for nothing, but a goose user has one: 128 kB, unless all share it.
     let client = GooseClientBuilder::new().without_cookies();
+    let host = format!("http://{}", world.stage.endpoint().host);
     let attack = GooseAttack::initialize_with_config(configuration)?
+        // Each user has a copy of what is an argument.
+        .set_default(GooseDefault::Host, host.as_str())?
         .set_client_builder_without_cookies(client)?
         .register_scenario(Scenario::new("pods").register_transaction(Transaction::new(function)));
     let longest = world.last_moment() + OVERHEAD;
@@ -79,7 +82,7 @@ pub(super) fn version() -> String {
     agent.rsplit_once('/').map_or(agent.clone(), |(_, version)| version.to_owned())
 }
 
-fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
+fn arguments(users: usize, report: &Path) -> Vec<String> {
     let report = report.display().to_string();
     let mut arguments: Vec<String> = ["--iterations", "1", "--increase-rate", USERS_PER_SECOND, "-q", "-q"]
         .into_iter()
@@ -93,12 +96,7 @@ fn arguments(host: &str, users: usize, report: &Path) -> Vec<String> {
         ])
         .map(str::to_owned)
         .collect();
-    arguments.extend([
-        "--host".to_owned(),
-        format!("http://{host}"),
-        "--users".to_owned(),
-        users.to_string(),
-    ]);
+    arguments.extend(["--users".to_owned(), users.to_string()]);
     arguments.extend(["--report-file".to_owned(), report]);
     arguments
 }
@@ -109,7 +107,7 @@ mod tests {
 
     #[test]
     fn goose_listens_to_nobody() {
-        let arguments = arguments("127.0.0.1", 1, Path::new("goose.html"));
+        let arguments = arguments(1, Path::new("goose.html"));
         let configuration = GooseConfiguration::parse_args_default(&arguments).unwrap();
         assert!(configuration.no_telnet && !configuration.websocket && !configuration.dashboard);
     }

@@ -55,7 +55,7 @@ fn calls_spread(timeline: &[Second], after: Duration, times: u32) -> Expected {
 
 /// The UIDs of each thief and its victim.
 fn pairs(world: &World) -> BTreeSet<(String, String)> {
-    let uid = |pod: u32| world.stage.tenant(pod).map(|tenant| tenant.uid.clone());
+    let uid = |pod: u32| world.stage.tenant(pod).map(|tenant| tenant.uid.to_string());
     world.plan.visits.iter().filter_map(|visit| Some((uid(visit.pod)?, uid(visit.thief_of?)?))).collect()
 }
 

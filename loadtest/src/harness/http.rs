@@ -3,9 +3,9 @@
 //! hyper's client would do, and costs more than the server that is measured. What this costs, `cargo xtask bench` holds against
 //! wrk.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -135,17 +135,18 @@ impl Connection {
         self.read(within).await
     }
 
-    /// Returns when the agent closes, or says something that is no answer to anything.
-    pub(super) async fn closed(&self) {
+    /// Ready when the agent has closed, or has said something that is no answer to anything.
+    ///
+    /// As poll, because a future of its own would take room in every pod.
+    pub(super) fn poll_closed(&self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            // As poll: readable() is a future of its own, with room for it in every pod.
-            if poll_fn(|context| self.stream.poll_read_ready(context)).await.is_err() {
-                return;
+            if ready!(self.stream.poll_read_ready(context)).is_err() {
+                return Poll::Ready(());
             }
             // That it is readable may still be said of the last answer; only an attempt to read tells.
             match self.stream.try_read(&mut [0]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(_) | Err(_) => return,
+                Ok(_) | Err(_) => return Poll::Ready(()),
             }
         }
     }

@@ -1,7 +1,13 @@
 //! One goose user: a pod, from its start to its end, with the manners of its SDK.
+#![expect(
+    clippy::manual_async_fn,
+    reason = "an async function's future has room for its arguments twice, and pods are many"
+)]
 
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -22,20 +28,44 @@ const AHEAD: Duration = Duration::from_millis(500);
 const UNSETTLED: &str = "not settled when the run ended";
 
 /// The whole life of goose user number `user`.
-pub(super) async fn live(world: &Arc<World>, user: usize) {
-    let _presence = world.arrive();
-    let Some(visit) = world.plan.visits.get(user) else { return };
-    let Some(beginning) = world.beginning().await else { return };
+///
+/// Each part of it is boxed: of ten thousand pods nearly all sleep, and what the other parts need would be held by each.
+pub(super) fn live(world: &Arc<World>, user: usize) -> impl Future<Output = ()> + Send {
+    async move {
+        let _presence = world.arrive();
+        let Some(visit) = world.plan.visits.get(user) else { return };
+        let Some(beginning) = Box::pin(start(world, visit)).await else { return };
+        let sdk = Box::pin(retrieve_all(world, visit, beginning)).await;
+        let Some(end) = sdk.map(|sdk| end(world, visit, beginning, sdk)) else { return };
+        end.await;
+    }
+}
+
+/// Waits until the pod is about to want something for the first time, and returns when all began.
+fn start(world: &World, visit: &Visit) -> impl Future<Output = Option<Instant>> + Send {
+    async move {
+        let beginning = world.beginning().await?;
+        wait(world, None, beginning + visit.start.saturating_sub(AHEAD)).await;
+        Some(beginning)
+    }
+}
+
+/// All that the pod wants, each at its time; then its SDK, if it came to have one.
+async fn retrieve_all<'a>(
+    world: &'a Arc<World>,
+    visit: &'a Visit,
+    beginning: Instant,
+) -> Option<Box<Sdk<'a>>> {
     let mut schedule = Schedule::new(visit.pace, visit.start, visit.end);
-    let mut sdk: Option<Sdk<'_>> = None;
+    let mut sdk: Option<Box<Sdk<'_>>> = None;
     let has_new_tokens = visit.dies || world.plan.tokens != TokenLife::Usual;
     while let Some(wanted) = schedule.next() {
         if has_new_tokens {
-            wait(world, sdk.as_mut(), beginning + wanted.saturating_sub(AHEAD)).await;
+            wait(world, sdk.as_deref_mut(), beginning + wanted.saturating_sub(AHEAD)).await;
             prepare(world, visit.pod).await;
         }
         let intended = beginning + wanted;
-        wait(world, sdk.as_mut(), intended).await;
+        wait(world, sdk.as_deref_mut(), intended).await;
         if world.over.is_cancelled() {
             break;
         }
@@ -44,11 +74,10 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
             None => {
                 let Some(tenant) = world.stage.tenant(visit.pod) else { break };
                 world.recorder.pod_started(visit.pod);
-                sdk.insert(Sdk::new(world, visit, tenant))
+                sdk.insert(Box::new(Sdk::new(world, visit, tenant)))
             }
         };
         let last = beginning + world.last_moment();
-        // Boxed, as a pod sleeps most of its life: what only an asking one needs would be held by thousands.
         let Some((attempts, outcome)) = Box::pin(sdk.retrieve(last)).await else { break };
         let settled = clock::mono();
         let life = outcome.as_ref().ok().map(|expires| life_left(*expires, clock::wall()));
@@ -61,9 +90,7 @@ pub(super) async fn live(world: &Arc<World>, user: usize) {
         schedule.had(Had { at, life }, refreshing);
     }
     unsettled(world, visit, beginning, schedule);
-    if let Some(sdk) = sdk {
-        Box::pin(end(world, visit, beginning, sdk)).await;
-    }
+    sdk
 }
 
 /// What the pod had no time to want any more, as its answers came so late, failed: left out, the slowest agent would have the fewest
@@ -93,41 +120,62 @@ async fn prepare(world: &Arc<World>, pod: u32) {
 }
 
 /// Sleeps, and lets go of a connection that the agent closes meanwhile, as every SDK's pool does sooner or later.
-async fn wait(world: &World, sdk: Option<&mut Sdk<'_>>, until: Instant) {
-    if until <= clock::mono() {
-        return;
-    }
-    // Pinned here: a future that is given away has room in both, ten thousand times.
-    let mut sleep = pin!(sleep_until(until));
-    if let Some(sdk) = sdk
-        && let Some(connection) = &sdk.connection
-    {
-        tokio::select! {
-            () = &mut sleep => return,
-            () = world.over.cancelled() => return,
-            () = connection.closed() => sdk.connection = None,
+fn wait<'a>(
+    world: &'a World,
+    mut sdk: Option<&'a mut Sdk<'_>>,
+    until: Instant,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        if until <= clock::mono() {
+            return;
         }
+        let mut sleep = pin!(sleep_until(until));
+        let mut over = pin!(world.over.cancelled());
+        poll_fn(|context| {
+            if let Some(sdk) = &mut sdk {
+                let _or_open = sdk.poll_closed(context);
+            }
+            ready_of(sleep.as_mut().poll(context), || over.as_mut().poll(context))
+        })
+        .await;
     }
-    world.over.run_until_cancelled(sleep).await;
+}
+
+/// Whichever is ready first.
+fn ready_of(one: Poll<()>, other: impl FnOnce() -> Poll<()>) -> Poll<()> {
+    if one.is_ready() { one } else { other() }
 }
 
 /// The pod has what it wanted, and lives on until it ends; a pool closes no connection before the agent does.
-async fn end(world: &World, visit: &Visit, beginning: Instant, mut sdk: Sdk<'_>) {
+fn end<'a>(
+    world: &'a Arc<World>,
+    visit: &'a Visit,
+    beginning: Instant,
+    mut sdk: Box<Sdk<'a>>,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    let end = beginning + visit.end;
     if visit.dies {
-        wait(world, Some(&mut sdk), beginning + visit.end).await;
-        drop(sdk);
-        let tenant = world.stage.bury(visit.pod);
-        // Removing a cgroup waits for the kernel; nothing else does meanwhile.
-        let removed = tokio::task::spawn_blocking(move || drop(tenant)).await;
-        removed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        world.recorder.pod_ended();
-    } else if let Some(connection) = &sdk.connection {
-        tokio::select! {
-            () = sleep_until(beginning + visit.end) => {}
-            () = world.over.cancelled() => {}
-            () = connection.closed() => {}
-        }
+        return Box::pin(die(world, visit, end, sdk));
     }
+    Box::pin(async move {
+        let mut sleep = pin!(sleep_until(end));
+        let mut over = pin!(world.over.cancelled());
+        poll_fn(|context| {
+            let ended = ready_of(sleep.as_mut().poll(context), || over.as_mut().poll(context));
+            ready_of(ended, || sdk.poll_closed(context))
+        })
+        .await;
+    })
+}
+
+async fn die(world: &Arc<World>, visit: &Visit, end: Instant, mut sdk: Box<Sdk<'_>>) {
+    wait(world, Some(&mut sdk), end).await;
+    drop(sdk);
+    let tenant = world.stage.bury(visit.pod);
+    // Removing a cgroup waits for the kernel; nothing else does meanwhile.
+    let removed = tokio::task::spawn_blocking(move || drop(tenant)).await;
+    removed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    world.recorder.pod_ended();
 }
 
 /// A pod's SDK: what it keeps between two retrievals.
@@ -142,6 +190,15 @@ struct Sdk<'a> {
 impl<'a> Sdk<'a> {
     fn new(world: &'a World, visit: &'a Visit, tenant: Arc<Tenant>) -> Sdk<'a> {
         Sdk { world, manners: visit.client.manners(), visit, tenant, connection: None }
+    }
+
+    /// Ready where no connection is kept, or no longer, as the agent has closed it.
+    fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Some(connection) = &self.connection {
+            ready!(connection.poll_closed(context));
+            self.connection = None;
+        }
+        Poll::Ready(())
     }
 
     /// The requests of all attempts that the SDK makes before it gives up, and what came of the last: when the credentials expire.

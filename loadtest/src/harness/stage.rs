@@ -133,7 +133,7 @@ impl Stage {
     pub(super) fn bury(&self, pod: u32) -> Option<Arc<Tenant>> {
         let tenant = lock(&self.tenants).get_mut(pod as usize)?.take()?;
         if let Some(own) = &self.own {
-            own.eks.delete_pod(&tenant.uid);
+            own.eks.delete_pod(&tenant.uid.to_string());
         }
         Some(tenant)
     }

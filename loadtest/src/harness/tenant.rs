@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::agent::NODE_NAME;
 use super::check::{NAMESPACE, service_account};
@@ -22,7 +23,7 @@ use crate::node::{Node, Pod, PodSpec, Qos};
 /// One pod, as long as it lives.
 #[derive(Debug)]
 pub(super) struct Tenant {
-    pub(super) uid: String,
+    pub(super) uid: Uuid,
     /// Boxed, as pods without cgroups have none.
     pub(super) place: Option<Box<Pod>>,
     pub(super) role: u32,
@@ -36,7 +37,7 @@ impl Tenant {
             Token::Minted { by, pod, slip } => {
                 let mut slip = slip.lock().unwrap_or_else(PoisonError::into_inner);
                 if slip.until.is_some_and(|until| until <= clock::mono()) {
-                    let minted = by.mint(*pod, &self.uid, self.role);
+                    let minted = by.mint(*pod, self.uid, self.role);
                     *slip = minted.context("the file of the pods' tokens")?;
                 }
                 Ok(by.spool.get(*slip)?.into())
@@ -82,7 +83,7 @@ pub(super) fn tenants(
 pub(super) fn tenants_of(files: impl Iterator<Item = PathBuf>) -> Vec<Option<Arc<Tenant>>> {
     let tenant = |path: PathBuf| {
         let token = Token::File(Box::new(TokenFile { path, read: Mutex::default() }));
-        Some(Arc::new(Tenant { uid: String::new(), role: 0, place: None, token }))
+        Some(Arc::new(Tenant { uid: Uuid::nil(), role: 0, place: None, token }))
     };
     files.map(tenant).collect()
 }
@@ -105,7 +106,7 @@ impl Tenant {
         let Visit { pod, role, .. } = *visit;
         let spec = PodSpec::new([Qos::Guaranteed, Qos::Burstable, Qos::BestEffort][pod as usize % 3]);
         let spec = if own_network { spec } else { spec.host_network() };
-        let uid = spec.own_uid().to_owned();
+        let uid = spec.own_uid().parse()?;
         let place = node.map(|node| node.pod(spec).map(Box::new)).transpose()?;
         let token = Token::Minted { by: Arc::clone(mint), pod, slip: Mutex::new(Slip::none()) };
         Ok(Tenant { uid, place, role, token })
@@ -131,10 +132,10 @@ struct Mint {
 }
 
 impl Mint {
-    fn mint(&self, pod: u32, uid: &str, role: u32) -> io::Result<Slip> {
+    fn mint(&self, pod: u32, uid: Uuid, role: u32) -> io::Result<Slip> {
         let account = service_account(role);
         let name = format!("{account}-{pod}");
-        let token = PodToken::new(NAMESPACE, account, name).pod_uid(uid).node_name(NODE_NAME);
+        let token = PodToken::new(NAMESPACE, account, name).pod_uid(uid.to_string()).node_name(NODE_NAME);
         let (token, until) = match self.life {
             TokenLife::Usual => (token, None),
             TokenLife::Short(life) => {

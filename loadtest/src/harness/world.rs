@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +33,7 @@ pub(super) struct World {
     left: AtomicUsize,
     /// For goose, which is told at its leisure.
     settled: Mutex<Vec<Settled>>,
-    began: watch::Sender<Option<Instant>>,
+    began: SetOnce<Instant>,
     marks: Mutex<Vec<Mark>>,
 }
 
@@ -61,7 +61,7 @@ impl World {
             arrived: AtomicUsize::new(0),
             left: AtomicUsize::new(0),
             settled: Mutex::default(),
-            began: watch::Sender::new(None),
+            began: SetOnce::new(),
             marks: Mutex::default(),
         }
     }
@@ -69,7 +69,8 @@ impl World {
     /// A goose user is there. The run begins with the last of them, so that starting them takes nothing from its time.
     pub(super) fn arrive(&self) -> Presence<'_> {
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.plan.visits.len() {
-            self.began.send_replace(Some(clock::mono() + BREATH));
+            // There is one who is the last.
+            let _first = self.began.set(clock::mono() + BREATH);
         }
         Presence(self)
     }
@@ -90,16 +91,14 @@ impl World {
 
     /// None where it is over before it began.
     pub(super) async fn beginning(&self) -> Option<Instant> {
-        let mut began = self.began.subscribe();
         // Pinned here: a future that is given away has room in both, ten thousand times.
-        let began = pin!(began.wait_for(Option::is_some));
-        let began = self.over.run_until_cancelled(began).await?;
-        began.ok().and_then(|began| *began)
+        let began = pin!(self.began.wait());
+        self.over.run_until_cancelled(began).await.copied()
     }
 
     /// As [`World::beginning`], without waiting for it, and also when it is over.
     pub(super) fn began(&self) -> Option<Instant> {
-        *self.began.borrow()
+        self.began.get().copied()
     }
 
     pub(super) fn is_stopped(&self) -> bool {

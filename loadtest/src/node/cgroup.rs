@@ -91,7 +91,7 @@ impl Drop for Domain {
 
 /// A cgroup that is removed with all below it, and with the processes that are left there.
 #[derive(Debug)]
-pub(super) struct OwnedCgroup(PathBuf);
+pub(super) struct OwnedCgroup(Box<Path>);
 
 impl OwnedCgroup {
     pub(super) fn threaded(parent: &Path, name: &str) -> Result<OwnedCgroup> {
@@ -102,7 +102,7 @@ impl OwnedCgroup {
 
     /// From now on it is removed, whether it was made already or will be.
     pub(super) fn adopt(path: PathBuf) -> OwnedCgroup {
-        OwnedCgroup(path)
+        OwnedCgroup(path.into())
     }
 
     pub(super) fn path(&self) -> &Path {

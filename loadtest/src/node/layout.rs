@@ -89,9 +89,7 @@ pub(super) fn container_id(cgroup: &Path) -> &str {
 
 /// A version 4 UUID.
 pub(super) fn new_uid() -> String {
-    let hex = format!("{:032x}", fastrand::u128(..));
-    let variant = fastrand::choice(['8', '9', 'a', 'b']).unwrap_or('8');
-    format!("{}-{}-4{}-{variant}{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid().to_string()
 }
 
 pub(super) fn new_container_id() -> String {

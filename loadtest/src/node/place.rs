@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::network::Namespace;
 
 #[derive(Debug)]
 pub struct Place {
-    cgroup: PathBuf,
+    cgroup: Box<Path>,
     cgroup_id: u64,
     /// Kept open: a load generator moves a thread for each connection.
     threads: File,
@@ -28,7 +28,7 @@ impl Place {
             .write(true)
             .open(&threads)
             .with_context(|| format!("opening {}", threads.display()))?;
-        Ok(Place { cgroup: cgroup.to_owned(), cgroup_id: cgroup::id(cgroup)?, threads, namespace })
+        Ok(Place { cgroup: cgroup.into(), cgroup_id: cgroup::id(cgroup)?, threads, namespace })
     }
 
     pub fn cgroup(&self) -> &Path {
