@@ -150,7 +150,13 @@ impl App {
         background.spawn(Arc::clone(&keys).run(clock.clone(), cancel.clone()));
         background.spawn(renew(service.credentials.clone(), cancel.clone()));
         let imds = config.imds.clone();
-        background.spawn(upkeep::run(Arc::clone(&service), imds, Arc::clone(&node_pods), cancel.clone()));
+        background.spawn(upkeep::run(
+            Arc::clone(&service),
+            Arc::clone(&parts.ports),
+            imds,
+            Arc::clone(&node_pods),
+            cancel.clone(),
+        ));
         if let Some(node) = config.watched_node().map(str::to_owned) {
             background.spawn(list_pods(node_pods, node, api_server.clone(), cancel.clone()));
         }

@@ -1,9 +1,9 @@
 //! The ports of the agent: taken at once where they are free, and where another agent holds them, the moment that it lets
 //! go. So a node changes from one agent to another, and from one version of podcred to the next, without being left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attribute::Attribution;
 use crate::clock::Clock;
 use crate::locks::lock;
+use crate::metrics::Metrics;
 use crate::server;
 
 /// Java's SDK spends its six attempts within 29 ms; no port may be closed that long between two agents. Two ports
@@ -37,6 +38,8 @@ pub enum Use {
 #[derive(Debug, Default)]
 pub struct Ports {
     problems: Mutex<BTreeMap<SocketAddr, Problem>>,
+    /// Where pods are served.
+    serving: Mutex<BTreeSet<SocketAddr>>,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,26 @@ impl Ports {
 
     pub fn problems(&self) -> String {
         lock(&self.problems).values().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether the node still has the addresses that pods are served on, to be asked now and then: a listener hears nothing
+    /// of it when somebody takes its address away, and serves on when that is back.
+    pub fn look_after_addresses(&self, metrics: &Metrics) {
+        for address in &*lock(&self.serving) {
+            let is_here = is_here(address.ip());
+            metrics.listener(address.ip(), is_here);
+            let mut problems = lock(&self.problems);
+            if is_here && problems.remove(address).is_some() {
+                tracing::info!(event = "address_back", %address, "this node has the address again, and pods reach podcred");
+            } else if !is_here && !problems.contains_key(address) {
+                let text = format!(
+                    "{address} was taken away from this node, so no pod reaches podcred; `podcred initialize`, which a new pod \
+                     of the DaemonSet begins with, makes it again"
+                );
+                tracing::error!(event = "address_gone", problem = text, "pods get no connection");
+                problems.insert(*address, Problem { text, leaves_pods_alone: true });
+            }
+        }
     }
 
     /// Tries for the port once. Why it cannot be had, other than for another process, is the caller's to tell.
@@ -170,6 +193,11 @@ impl Port {
     }
 
     fn hold(&mut self, listener: TcpListener) {
+        if self.purpose == Use::Pods
+            && let Ok(address) = listener.local_addr()
+        {
+            lock(&self.ports.serving).insert(address);
+        }
         self.state = State::Held(listener);
         if lock(&self.ports.problems).remove(&self.address).is_some() {
             tracing::info!(
@@ -233,6 +261,12 @@ impl Port {
         }
         self.tell_at = now + TELL_AGAIN;
     }
+}
+
+/// False only when the kernel says so.
+fn is_here(address: IpAddr) -> bool {
+    let bound = UdpSocket::bind((address, 0));
+    !bound.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }
 
 /// Comes back when one of these is held.

@@ -284,7 +284,7 @@ impl Metrics {
             listener_bound: gauges(
                 r,
                 "podcred_listener_bound",
-                "1 for each --bind-hosts address that is served, 0 for one that could not be bound.",
+                "1 for each --bind-hosts address that is served, 0 for one that could not be bound or was taken away.",
                 &["address"],
             )?,
             registry,

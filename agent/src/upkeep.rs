@@ -1,4 +1,5 @@
-//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached, memory that is free.
+//! What has to be seen to beside the requests: pods that have ended, kernel programs that somebody detached, addresses that
+//! somebody took away, memory that is free.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attribute::probe::Upkeep;
 use crate::config::{Imds, ImdsConfig};
+use crate::listeners::Ports;
 use crate::memory;
 use crate::node_pods::NodePods;
 use crate::request::Service;
@@ -18,7 +20,13 @@ const OFTEN: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Until `cancel`led. What asks the kernel hundreds of times does so on a thread of its own.
-pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, cancel: CancellationToken) {
+pub async fn run(
+    service: Arc<Service>,
+    ports: Arc<Ports>,
+    imds: ImdsConfig,
+    pods: Arc<NodePods>,
+    cancel: CancellationToken,
+) {
     let often = every(OFTEN, || {
         let (service, imds, pods) = (Arc::clone(&service), imds.clone(), Arc::clone(&pods));
         move || {
@@ -31,8 +39,9 @@ pub async fn run(service: Arc<Service>, imds: ImdsConfig, pods: Arc<NodePods>, c
         }
     });
     let sweeps = every(SWEEP_EVERY, || {
-        let service = Arc::clone(&service);
+        let (service, ports) = (Arc::clone(&service), Arc::clone(&ports));
         move || {
+            ports.look_after_addresses(&service.metrics);
             sweep(&service);
             memory::give_back();
         }

@@ -92,7 +92,7 @@ fn links_that_somebody_else_detaches_are_attached_again() {
 
 /// Nobody has to start the agent again for it.
 #[test]
-fn an_address_that_is_made_later_is_served_then() {
+fn an_address_that_is_made_later_is_served_then_and_missed_when_it_is_taken_away() {
     let Some(cluster) = Cluster::start() else { return };
     let [pod] = cluster.pods();
     let later = "169.254.170.24";
@@ -102,13 +102,27 @@ fn an_address_that_is_made_later_is_served_then() {
     let unready = agent.readiness();
     assert!(unready.status == 503 && unready.body.contains(later), "{unready:?}");
 
-    let mut add = Command::new("ip");
-    add.args(["address", "add", &format!("{later}/32"), "dev", "lo"]);
-    let added = cluster.node.agent().run(|| add.status()).expect("the agent's place").expect("iproute2");
-    assert!(added.success());
+    let ip = |what: &str| {
+        let mut ip = Command::new("ip");
+        ip.args(["address", what, &format!("{later}/32"), "dev", "lo"]);
+        let done = cluster.node.agent().run(|| ip.status()).expect("the agent's place").expect("iproute2");
+        assert!(done.success(), "{what}");
+    };
+    let served = || agent.metric("podcred_listener_bound", &[("address", later)]);
+    ip("add");
     agent.until_ready();
     agent.until_logged("port_free", 1);
-    assert_eq!(agent.metric("podcred_listener_bound", &[("address", later)]), Some(1.0));
+    assert_eq!(served(), Some(1.0));
+
+    ip("del");
+    agent.until_logged("address_gone", 1);
+    let unready = agent.readiness();
+    assert!(unready.status == 503 && unready.body.contains(later), "{unready:?}");
+    assert_eq!(served(), Some(0.0));
+    ip("add");
+    agent.until_logged("address_back", 1);
+    agent.until_ready();
+    assert_eq!(served(), Some(1.0));
 }
 
 /// Without CAP_SYS_ADMIN the agent sees its own network namespace alone, so this is a hostNetwork pod.
