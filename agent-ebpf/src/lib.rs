@@ -36,8 +36,8 @@ impl Destination {
 /// Places of WATCHED. A power of two, so many that few destinations of others share one with ours.
 pub const WATCHED: u32 = 256;
 
-/// Who called connect(), as it was inside that call. Of 32 bytes: for the value of a socket option that is larger the kernel
-/// allocates memory, each time that it is asked.
+/// Who called connect(), as it was inside that call. Of 32 bytes: since Linux 5.12, only for the value of a socket option that
+/// is larger does the kernel allocate memory, each time that it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Caller {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -96,18 +96,21 @@ impl Ports {
     /// of it when somebody takes its address away, and serves on when that is back.
     pub fn look_after_addresses(&self, metrics: &Metrics) {
         for address in &*lock(&self.serving) {
-            let is_here = is_here(address.ip());
-            metrics.listener(address.ip(), is_here);
+            let Some(here) = is_here(address.ip()) else { continue };
+            metrics.listener(address.ip(), here);
             let mut problems = lock(&self.problems);
-            if is_here && problems.remove(address).is_some() {
-                tracing::info!(event = "address_back", %address, "this node has the address again, and pods reach podcred");
-            } else if !is_here && !problems.contains_key(address) {
+            if here && problems.remove(address).is_some() {
+                tracing::info!(event = "address_back", %address, "this node has the address again, and pods reach podcred there");
+            } else if !here && !problems.contains_key(address) {
                 let text = format!(
-                    "{address} was taken away from this node, so no pod reaches podcred; `podcred initialize`, which a new pod \
-                     of the DaemonSet begins with, makes it again"
+                    "{address} was taken away from this node, so no pod reaches podcred there; `podcred initialize`, which a \
+                     new pod of the DaemonSet begins with, makes it again"
                 );
                 tracing::error!(event = "address_gone", problem = text, "pods get no connection");
-                problems.insert(*address, Problem { text, leaves_pods_alone: true });
+                // As at the start: where IPv6 is gone altogether, no pod asks there.
+                let leaves_pods_alone =
+                    address.is_ipv4() || is_here(Ipv6Addr::LOCALHOST.into()) == Some(true);
+                problems.insert(*address, Problem { text, leaves_pods_alone });
             }
         }
     }
@@ -193,11 +196,7 @@ impl Port {
     }
 
     fn hold(&mut self, listener: TcpListener) {
-        if self.purpose == Use::Pods
-            && let Ok(address) = listener.local_addr()
-        {
-            lock(&self.ports.serving).insert(address);
-        }
+        let address = listener.local_addr().ok().filter(|_| self.purpose == Use::Pods);
         self.state = State::Held(listener);
         if lock(&self.ports.problems).remove(&self.address).is_some() {
             tracing::info!(
@@ -207,6 +206,7 @@ impl Port {
                 "podcred listens here now"
             );
         }
+        lock(&self.ports.serving).extend(address);
     }
 
     fn miss(&mut self, error: &io::Error) {
@@ -263,10 +263,15 @@ impl Port {
     }
 }
 
-/// False only when the kernel says so.
-fn is_here(address: IpAddr) -> bool {
-    let bound = UdpSocket::bind((address, 0));
-    !bound.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
+/// Whether the node has this address; None where the kernel cannot be asked now. With `net.ipv4.ip_nonlocal_bind` it has all.
+fn is_here(address: IpAddr) -> Option<bool> {
+    match UdpSocket::bind((address, 0)) {
+        Ok(_) => Some(true),
+        Err(error) if error.kind() == ErrorKind::AddrNotAvailable => Some(false),
+        // No IPv6 at all.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Comes back when one of these is held.
@@ -279,5 +284,21 @@ pub async fn first_held(ports: &mut [Port], attribution: &Attribution) {
             return;
         }
         sleep(ports.iter().map(Port::rest).min().unwrap_or(TRY_AGAIN)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_own_addresses_are_told_from_others() {
+        for own in ["127.0.0.1", "127.1.2.3", "0.0.0.0", "::"] {
+            assert_eq!(is_here(own.parse().expect("an address")), Some(true), "{own}");
+        }
+        // For documentation: nobody has them.
+        for other in ["192.0.2.1", "2001:db8::1"] {
+            assert_eq!(is_here(other.parse().expect("an address")), Some(false), "{other}");
+        }
     }
 }

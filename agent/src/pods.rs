@@ -259,9 +259,9 @@ mod tests {
         pods.of(&"c".into());
         let live = |uids: &[&str]| uids.iter().map(|uid| Arc::from(*uid)).collect();
         assert!(pods.forget_ended(&all, &live(&["a", "b"])).is_empty());
-        lock(&pod.connections).push(0);
+        *lock(&pod.connections) = Share::of_one();
         assert!(pods.forget_ended(&all, &live(&["b"])).is_empty(), "a connection is still open");
-        lock(&pod.connections).clear();
+        *lock(&pod.connections) = Share::default();
         assert_eq!(pods.forget_ended(&all, &live(&["b"])), [Arc::from("a")], "c came after the question");
         assert_eq!(pods.all().len(), 2);
     }

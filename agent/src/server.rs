@@ -16,7 +16,6 @@ use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,9 +32,9 @@ use crate::sockopt;
 
 /// A client that has not sent its headers by then is stuck or hostile, or has no more requests.
 const IDLE_FOR: Duration = Duration::from_secs(5);
-/// How often to look for those. hyper would set a timer for each request, which costs one in a hundred of them.
+/// How often to look for those. hyper would set a timer for each request, which is 1 % of its cost.
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
-/// A client that does not take its answer: the kernel ends the connection, whatever the client pipelines.
+/// A client that does not take its answer: the kernel keeps it no longer, also of a connection that was closed.
 const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(5);
 /// Descriptors that are not pods' connections: listeners, calls to EKS Auth and the issuer, probes, scrapes.
 const OTHER_DESCRIPTORS: usize = 256;
@@ -77,17 +76,27 @@ pub async fn serve(
     grace: Duration,
     cancel: CancellationToken,
 ) {
-    let tracker = TaskTracker::new();
     // Where the kernel tells pods apart, whoever it does not know leaves half of the node to those that it does.
     let unattributed =
         if service.attribution.can_enforce() { max_connections.div_ceil(2) } else { usize::MAX };
     let caps = Caps { node: max_connections, pod: service.pods.limits().connections, unattributed };
     let connections = Connections::new(caps);
-    let mut looking = JoinSet::new();
-    looking.spawn(end_idle(Arc::clone(&connections), service.clock.clone()));
-    let accepting = TaskTracker::new();
+    tokio::select! {
+        () = accept_all(ports, &service, &connections, grace, cancel) => {}
+        () = end_idle(&connections, &service.clock) => {}
+    }
+}
+
+async fn accept_all(
+    ports: Vec<Port>,
+    service: &Arc<Service>,
+    connections: &Arc<Connections>,
+    grace: Duration,
+    cancel: CancellationToken,
+) {
+    let (tracker, accepting) = (TaskTracker::new(), TaskTracker::new());
     for port in ports {
-        let (service, connections) = (Arc::clone(&service), Arc::clone(&connections));
+        let (service, connections) = (Arc::clone(service), Arc::clone(connections));
         let (tracker, cancel) = (tracker.clone(), cancel.clone());
         accepting.spawn(async move {
             let host = port.address().ip();
@@ -110,7 +119,8 @@ pub async fn serve(
     }
 }
 
-async fn end_idle(connections: Arc<Connections>, clock: Clock) {
+/// For as long as it is polled.
+async fn end_idle(connections: &Connections, clock: &Clock) {
     loop {
         sleep(LOOK_FOR_IDLE).await;
         connections.end_idle(IDLE_FOR, clock.now());
@@ -230,13 +240,33 @@ async fn serve_on(stream: TcpStream, connection: &Connection, service: &Service,
             biased;
             ended = serving.as_mut() => break ended,
             told = place.told() => match told {
-                Told::Leave if place.is_idle() => break Ok(()),
-                // Told to leave just when its request came, it is answered first.
-                Told::Leave | Told::Finish => serving.as_mut().graceful_shutdown(),
+                Told::Leave => break Ok(()),
+                // It is told again if it will have been idle that long.
+                Told::LeaveIfIdle if !place.is_idle(IDLE_FOR, service.clock.now()) => {}
+                Told::LeaveIfIdle => break Ok(()),
+                Told::Finish => serving.as_mut().graceful_shutdown(),
             },
         }
     };
     if let Err(error) = ended {
         tracing::debug!(event = "connection_failed", peer = %connection.peer, %error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_has_the_listeners_limit_on_answers_that_nobody_takes() {
+        let listener =
+            listen("127.0.0.1:0".parse().expect("an address"), |_, _| Ok(())).expect("a port is free");
+        let client = TcpStream::connect(listener.local_addr().expect("bound"));
+        let (accepted, _client) = tokio::join!(listener.accept(), client);
+        let (accepted, _) = accepted.expect("it connects");
+        let limit = SockRef::from(&accepted).tcp_user_timeout().expect("a socket option");
+        assert_eq!(limit, Some(ANSWER_TAKEN_WITHIN));
     }
 }

@@ -16,7 +16,7 @@ use hyper::Response;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -60,8 +60,6 @@ async fn serve_one(stream: TcpStream, body: Bytes) {
         Ok::<_, Infallible>(response)
     });
     let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(5))
         .max_buf_size(32 * 1024)
         .writev(false)
         .serve_connection(TokioIo::new(stream), respond);

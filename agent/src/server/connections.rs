@@ -51,7 +51,8 @@ impl CapOf {
 }
 
 /// The connections that share a cap, by their keys among all slots: a pod at its cap must not cost a look at everybody's.
-pub(crate) type Share = Vec<usize>;
+#[derive(Debug, Default)]
+pub(crate) struct Share(Vec<usize>);
 
 #[derive(Debug, Default)]
 struct Open {
@@ -75,8 +76,10 @@ struct Slot {
 /// What an open connection is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    /// To end at once, because it makes room or has been idle for too long.
+    /// To end at once: it has made room, and is counted no more.
     Leave,
+    /// To end if it is still idle.
+    LeaveIfIdle,
     /// To end once its request is answered.
     Finish,
 }
@@ -103,8 +106,8 @@ impl Connections {
         };
         let mut open = lock(&self.open);
         let longest = open.share(pod.as_deref(), |share, slots| {
-            (share.len() >= cap)
-                .then(|| longest_idle(share.iter().filter_map(|key| Some((*key, slots.get(*key)?)))))
+            (share.0.len() >= cap)
+                .then(|| longest_idle(share.0.iter().filter_map(|key| Some((*key, slots.get(*key)?)))))
         });
         if let Some(longest) = longest {
             open.evict(longest.ok_or(cap_of)?);
@@ -126,19 +129,41 @@ impl Connections {
 
     /// Tells all that are open to finish.
     pub(super) fn finish(&self) {
-        for (_, slot) in &lock(&self.open).slots {
-            slot.tell(Told::Finish);
-        }
+        self.tell_all(Told::Finish, |_| true);
     }
 
-    /// Tells those to leave that have been idle for `longer`.
-    pub(super) fn end_idle(&self, longer: Duration, now: Now) {
-        for (_, slot) in &lock(&self.open).slots {
-            if lock(&slot.idle_since).is_some_and(|since| now.mono.saturating_duration_since(since) >= longer)
-            {
-                slot.tell(Told::Leave);
-            }
+    /// Tells those to leave that have been idle for so long.
+    pub(super) fn end_idle(&self, at_least: Duration, now: Now) {
+        self.tell_all(Told::LeaveIfIdle, |slot| slot.is_idle(at_least, now));
+    }
+
+    fn tell_all(&self, told: Told, which: impl Fn(&Slot) -> bool) {
+        let open = lock(&self.open);
+        let slots: Vec<Arc<Slot>> =
+            open.slots.iter().filter(|(_, slot)| which(slot)).map(|(_, slot)| Arc::clone(slot)).collect();
+        for slot in &slots {
+            slot.note(told);
         }
+        drop(open);
+        // Only now: each of them wants the lock, to give back its place.
+        for slot in slots {
+            slot.listening.wake();
+        }
+    }
+}
+
+impl Share {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_one() -> Share {
+        Share(vec![0])
     }
 }
 
@@ -149,8 +174,16 @@ fn longest_idle<'a>(among: impl Iterator<Item = (usize, &'a Arc<Slot>)>) -> Opti
 
 impl Slot {
     fn tell(&self, told: Told) {
-        *lock(&self.told) = Some(told);
+        self.note(told);
         self.listening.wake();
+    }
+
+    fn note(&self, told: Told) {
+        *lock(&self.told) = Some(told);
+    }
+
+    fn is_idle(&self, at_least: Duration, now: Now) -> bool {
+        lock(&self.idle_since).is_some_and(|since| now.mono.saturating_duration_since(since) >= at_least)
     }
 }
 
@@ -165,8 +198,8 @@ impl Open {
     fn insert(&mut self, slot: &Arc<Slot>) -> usize {
         let key = self.slots.insert(Arc::clone(slot));
         self.share(slot.pod.as_deref(), |share, _| {
-            slot.in_share.store(share.len(), Ordering::Relaxed);
-            share.push(key);
+            slot.in_share.store(share.0.len(), Ordering::Relaxed);
+            share.0.push(key);
         });
         key
     }
@@ -174,11 +207,14 @@ impl Open {
     fn remove(&mut self, key: usize) -> Option<Arc<Slot>> {
         let slot = self.slots.try_remove(key)?;
         self.share(slot.pod.as_deref(), |share, slots| {
-            let place = slot.in_share.load(Ordering::Relaxed);
-            share.swap_remove(place);
+            let position = slot.in_share.load(Ordering::Relaxed);
+            if share.0.get(position) != Some(&key) {
+                return;
+            }
+            share.0.swap_remove(position);
             // The last one has come here.
-            if let Some(moved) = share.get(place).and_then(|key| slots.get(*key)) {
-                moved.in_share.store(place, Ordering::Relaxed);
+            if let Some(moved) = share.0.get(position).and_then(|key| slots.get(*key)) {
+                moved.in_share.store(position, Ordering::Relaxed);
             }
         });
         Some(slot)
@@ -200,8 +236,8 @@ impl Place {
         *lock(&self.slot.idle_since) = Some(now.mono);
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        lock(&self.slot.idle_since).is_some()
+    pub(super) fn is_idle(&self, at_least: Duration, now: Now) -> bool {
+        self.slot.is_idle(at_least, now)
     }
 
     /// Resolves when there is something to tell. For the connection's own task alone, which looks with each request: a
@@ -277,10 +313,10 @@ mod tests {
         busy.busy();
         asking.idle(later(start, 1));
         connections.end_idle(Duration::from_secs(5), later(start, 5));
-        assert_eq!(silent.told().now_or_never(), Some(Told::Leave));
+        assert_eq!(silent.told().now_or_never(), Some(Told::LeaveIfIdle));
         assert!(busy.told().now_or_never().is_none() && asking.told().now_or_never().is_none());
         connections.end_idle(Duration::from_secs(5), later(start, 6));
-        assert_eq!(asking.told().now_or_never(), Some(Told::Leave));
+        assert_eq!(asking.told().now_or_never(), Some(Told::LeaveIfIdle));
     }
 
     #[tokio::test]
@@ -297,28 +333,35 @@ mod tests {
 
     #[tokio::test]
     async fn shares_hold_whoever_is_open_in_whatever_order_they_come_and_go() {
-        let now = Clock::default().now();
-        let connections = Connections::new(Caps { node: 100, pod: 100, unattributed: 100 });
+        let start = Clock::default().now();
+        let connections = Connections::new(Caps { node: 20, pod: 8, unattributed: 10 });
         let pods = pods();
-        let mut places = Vec::new();
-        let mut random = fastrand::Rng::with_seed(1);
-        for _ in 0..1_000 {
-            if places.len() > 30 || (!places.is_empty() && random.bool()) {
+        let mut places: Vec<Place> = Vec::new();
+        let (mut evicted, mut random) = (0, fastrand::Rng::with_seed(1));
+        for second in 0..2_000 {
+            if !places.is_empty() && random.usize(..5) < 2 {
                 places.swap_remove(random.usize(..places.len()));
             } else {
-                let pod = random.bool().then(|| pods.of(&random.choice(["a", "b"]).expect("one").into()));
-                places.push(connections.admit(pod, now).expect("room"));
+                let pod =
+                    random.choice([None, Some("a"), Some("b")]).flatten().map(|uid| pods.of(&uid.into()));
+                places.push(connections.admit(pod, later(start, second)).expect("all are idle"));
             }
             let open = lock(&connections.open);
-            let shares: Vec<Share> = pods.all().iter().map(|pod| lock(&pod.connections).clone()).collect();
-            for share in shares.iter().chain([&open.unattributed]) {
-                for (place, key) in share.iter().enumerate() {
-                    assert_eq!(open.slots[*key].in_share.load(Ordering::Relaxed), place);
+            let is_open =
+                |place: &&Place| open.slots.get(place.key).is_some_and(|slot| Arc::ptr_eq(slot, &place.slot));
+            let held = places.iter().filter(is_open).count();
+            evicted = evicted.max(places.len() - held);
+            let shares: Vec<Vec<usize>> =
+                pods.all().iter().map(|pod| lock(&pod.connections).0.clone()).collect();
+            for share in shares.iter().chain([&open.unattributed.0]) {
+                for (position, key) in share.iter().enumerate() {
+                    assert_eq!(open.slots[*key].in_share.load(Ordering::Relaxed), position);
                 }
             }
-            let held: usize = shares.iter().map(Vec::len).sum();
-            assert_eq!((held + open.unattributed.len(), open.slots.len()), (places.len(), places.len()));
+            let shared = shares.iter().map(Vec::len).sum::<usize>() + open.unattributed.len();
+            assert_eq!((shared, open.slots.len()), (held, held));
         }
+        assert!(evicted > 10, "some are evicted before they are dropped: {evicted}");
     }
 
     #[tokio::test]

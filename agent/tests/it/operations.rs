@@ -152,6 +152,17 @@ async fn half_a_request_for_a_probe_has_no_longer_than_the_grace() {
     assert_eq!(node.agent.wait().code(), Some(0));
 }
 
+#[tokio::test]
+async fn half_a_request_for_credentials_does_not_use_the_grace_up() {
+    let mut node = Node::start(&["--shutdown-grace", "10m"]).await;
+    let token = node.pod("p").token;
+    let mut half = TcpStream::connect(node.agent.credentials).expect("connects");
+    half.write_all(b"GET /v1/credentials HTTP/1.1\r\n").expect("writes");
+    node.ask(&token).await.key();
+    node.agent.terminate();
+    assert_eq!(node.agent.wait().code(), Some(0));
+}
+
 fn server(args: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_podcred"))
         .args([

@@ -48,7 +48,7 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
     let client = GooseClientBuilder::new().without_cookies();
     let host = format!("http://{}", world.stage.endpoint().host);
     let attack = GooseAttack::initialize_with_config(configuration)?
-        // Each user has a copy of what is an argument.
+        // As an argument, each user would have a copy of it.
         .set_default(GooseDefault::Host, host.as_str())?
         .set_client_builder_without_cookies(client)?
         .register_scenario(Scenario::new("pods").register_transaction(Transaction::new(function)));

@@ -36,8 +36,9 @@ pub(super) fn live(world: &Arc<World>, user: usize) -> impl Future<Output = ()> 
         let Some(visit) = world.plan.visits.get(user) else { return };
         let Some(beginning) = Box::pin(start(world, visit)).await else { return };
         let sdk = Box::pin(retrieve_all(world, visit, beginning)).await;
-        let Some(end) = sdk.map(|sdk| end(world, visit, beginning, sdk)) else { return };
-        end.await;
+        if let Some(sdk) = sdk {
+            end(world, visit, beginning, sdk).await;
+        }
     }
 }
 
@@ -133,7 +134,7 @@ fn wait<'a>(
         let mut over = pin!(world.over.cancelled());
         poll_fn(|context| {
             if let Some(sdk) = &mut sdk {
-                let _or_open = sdk.poll_closed(context);
+                let _either_way = sdk.poll_closed(context);
             }
             ready_of(sleep.as_mut().poll(context), || over.as_mut().poll(context))
         })
