@@ -102,13 +102,14 @@ impl Service {
         connection: &Connection,
         now: Now,
     ) -> Result<(Arc<Issued>, ServedFrom), Rejection> {
+        // First, as it takes its time to refuse as well.
+        let _place = self.place_among_the_waiting(connection, now).await?;
         route(request)?;
         bound_headers(request.headers())?;
         check_host(host(request), connection.local)?;
         if self.policy.refuses() && !self.attribution.can_enforce() {
             return Err(Rejection::CannotEnforce);
         }
-        let _place = self.place_among_the_waiting(connection, now).await?;
         let token = the_token(request.headers())?;
         let authenticated = self.authenticate(connection, token, now).await?;
         let (verdict, authorized) = authorize(&connection.caller, authenticated, &self.policy);

@@ -36,6 +36,9 @@ const IDLE_FOR: Duration = Duration::from_secs(5);
 const LOOK_FOR_IDLE: Duration = Duration::from_secs(1);
 /// A client that does not take its answer: the kernel keeps it no longer, also of a connection that was closed.
 const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(5);
+/// What the kernel keeps for a connection each way, in bytes; it takes twice as many. By itself it would let each grow to
+/// megabytes, charged to the agent, for a client that pipelines requests and reads no answer.
+const SOCKET_BUFFER: usize = 8 * 1024;
 /// Descriptors that are not pods' connections: listeners, calls to EKS Auth and the issuer, probes, scrapes.
 const OTHER_DESCRIPTORS: usize = 256;
 /// Pods of a whole node may start at once.
@@ -57,8 +60,10 @@ pub fn listen(
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted sockets inherit it.
+    // Accepted sockets inherit these.
     socket.set_tcp_user_timeout(Some(ANSWER_TAKEN_WITHIN))?;
+    socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    socket.set_recv_buffer_size(SOCKET_BUFFER)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     let address = socket.local_addr()?.as_socket().unwrap_or(address);
@@ -260,13 +265,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_accepted_has_the_listeners_limit_on_answers_that_nobody_takes() {
+    async fn what_is_accepted_has_the_listeners_limits_on_answers_that_nobody_takes() {
         let listener =
             listen("127.0.0.1:0".parse().expect("an address"), |_, _| Ok(())).expect("a port is free");
         let client = TcpStream::connect(listener.local_addr().expect("bound"));
         let (accepted, _client) = tokio::join!(listener.accept(), client);
         let (accepted, _) = accepted.expect("it connects");
-        let limit = SockRef::from(&accepted).tcp_user_timeout().expect("a socket option");
-        assert_eq!(limit, Some(ANSWER_TAKEN_WITHIN));
+        let accepted = SockRef::from(&accepted);
+        assert_eq!(accepted.tcp_user_timeout().expect("an option"), Some(ANSWER_TAKEN_WITHIN));
+        assert_eq!(accepted.send_buffer_size().expect("an option"), 2 * SOCKET_BUFFER);
+        assert_eq!(accepted.recv_buffer_size().expect("an option"), 2 * SOCKET_BUFFER);
     }
 }

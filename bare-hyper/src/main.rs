@@ -47,6 +47,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_tcp_user_timeout(Some(Duration::from_secs(5)))?;
+    socket.set_send_buffer_size(8 * 1024)?;
+    socket.set_recv_buffer_size(8 * 1024)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(4_096)?;

@@ -338,7 +338,7 @@ impl Client {
         self.get("/v1/credentials", Some(token));
     }
 
-    fn get(&mut self, path: &str, token: Option<&str>) {
+    pub(crate) fn get(&mut self, path: &str, token: Option<&str>) {
         let host = match self.host {
             IpAddr::V4(host) => host.to_string(),
             IpAddr::V6(host) => format!("[{host}]"),

@@ -1,6 +1,9 @@
 //! What one pod may cost the agent, and that the others do not pay for it.
 
+use std::time::Duration;
+
 use loadtest::eks::Outage;
+use podcred::clock::Clock;
 
 use crate::agent::{Client, Cluster, SHOP, WEB, token_for};
 use crate::harness::until;
@@ -47,6 +50,23 @@ fn a_pod_that_waits_for_all_its_places_keeps_nobody_else_from_being_answered() {
     cluster.eks.settings(|settings| settings.outage = Outage::Off);
     clients.iter_mut().for_each(|client| client.answer().assert_credentials());
     assert_eq!(agent.count("podcred_requests_total", "too_many_waiting"), 0.0);
+}
+
+#[test]
+fn what_is_refused_without_a_look_at_its_token_takes_turns_as_well() {
+    let Some(cluster) = Cluster::start() else { return };
+    let [pod] = cluster.pods();
+    let agent = cluster.agent(&["--pod-requests", "10"]);
+    let mut client = agent.connect(&pod);
+    let clock = Clock::default();
+    let start = clock.now().mono;
+    for _ in 0..5 {
+        client.get("/nothing", None);
+        assert_eq!(client.answer().status, 404);
+    }
+    // Two at once, and then one each tenth of a second.
+    let took = clock.now().mono - start;
+    assert!(took >= Duration::from_millis(290), "{took:?}");
 }
 
 #[test]
