@@ -57,6 +57,7 @@ pub struct Metrics {
     jwks_fetches: IntCounterVec,
     connections: IntGauge,
     connections_accepted: IntCounter,
+    connections_evicted: IntCounterVec,
     connections_refused: IntCounterVec,
     attributed: IntCounterVec,
     // What every connection and every request counts is resolved once.
@@ -233,11 +234,18 @@ impl Metrics {
             )?,
             connections: gauge(r, "podcred_connections", "Open connections of pods.")?,
             connections_accepted: counter(r, "podcred_connections_accepted_total", "Connections accepted.")?,
+            connections_evicted: counters(
+                r,
+                "podcred_connections_evicted_total",
+                "Idle connections closed to make room for another, by whose cap was reached: node (--max-connections), pod \
+                 (--pod-connections) or unattributed.",
+                &["cap_of"],
+            )?,
             connections_refused: counters(
                 r,
                 "podcred_connections_refused_total",
                 "Connections closed at once because as many were open as may, and none of them idle, by whose cap it \
-                 was: node (--max-connections) or pod (--pod-connections).",
+                 was: node (--max-connections), pod (--pod-connections) or unattributed.",
                 &["cap_of"],
             )?,
             attributed_ok: attributed.with_label_values(&["pod"]),
@@ -296,6 +304,10 @@ impl Metrics {
         self.connections_accepted.inc();
         self.connections.inc();
         Connected(self.connections.clone())
+    }
+
+    pub fn connection_evicted(&self, cap_of: CapOf) {
+        self.connections_evicted.with_label_values(&[cap_of.label()]).inc();
     }
 
     pub fn connection_refused(&self, full: CapOf) {

@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -205,8 +206,14 @@ async fn accept(
             pod,
             last_token: LastToken::default(),
         };
+        let evicted_at = place.evicted_at;
         let connected = service.metrics.connected();
         tracker.spawn(serve_one(stream, connection, Arc::clone(&service), place, connected));
+        if let Some(cap_of) = evicted_at {
+            service.metrics.connection_evicted(cap_of);
+            // The one that had to go has its descriptor until its task has run.
+            yield_now().await;
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Caps {
     pub(super) unattributed: usize,
 }
 
-/// Whose cap was reached with all connections waiting for an answer; a metric label.
+/// Whose cap was reached; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapOf {
     Node,
@@ -87,6 +87,8 @@ pub(super) enum Told {
 /// One connection's place, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
+    /// At whose cap another connection had to go for this one.
+    pub(super) evicted_at: Option<CapOf>,
     key: usize,
     slot: Arc<Slot>,
     connections: Arc<Connections>,
@@ -109,12 +111,15 @@ impl Connections {
             (share.0.len() >= cap)
                 .then(|| longest_idle(share.0.iter().filter_map(|key| Some((*key, slots.get(*key)?)))))
         });
+        let mut evicted_at = None;
         if let Some(longest) = longest {
             open.evict(longest.ok_or(cap_of)?);
+            evicted_at = Some(cap_of);
         }
         if open.slots.len() >= self.caps.node {
             let longest = longest_idle(open.slots.iter());
             open.evict(longest.ok_or(CapOf::Node)?);
+            evicted_at = Some(CapOf::Node);
         }
         let slot = Arc::new(Slot {
             pod,
@@ -124,7 +129,7 @@ impl Connections {
             listening: AtomicWaker::new(),
         });
         let key = open.insert(&slot);
-        Ok(Place { key, slot, connections: Arc::clone(self) })
+        Ok(Place { evicted_at, key, slot, connections: Arc::clone(self) })
     }
 
     /// Tells all that are open to finish.
@@ -290,6 +295,7 @@ mod tests {
         recent.idle(later(start, 2));
 
         let new = connections.admit(None, later(start, 3)).expect("the longest idle makes room");
+        assert_eq!((new.evicted_at, busy.evicted_at), (Some(CapOf::Node), None));
         assert!(idle.told().now_or_never() == Some(Told::Leave));
         assert!(busy.told().now_or_never().is_none() && recent.told().now_or_never().is_none());
         // The evicted one gives back nothing that was not its own.
@@ -417,6 +423,7 @@ mod tests {
         let first = connections.admit(pod("greedy"), later(start, 1)).expect("room");
         let second = connections.admit(pod("greedy"), later(start, 2)).expect("room");
         let third = connections.admit(pod("greedy"), later(start, 3)).expect("its longest idle makes room");
+        assert_eq!(third.evicted_at, Some(CapOf::Pod));
         assert!(first.told().now_or_never() == Some(Told::Leave));
         for left_alone in [&nobody, &other, &second] {
             assert!(left_alone.told().now_or_never().is_none());

@@ -251,8 +251,11 @@ async fn every_family_is_fed_and_promtool_has_nothing_to_say() {
     node.ask("rubbish").await;
     node.ask(&node.eks.mint(PodToken::new("web", "none", "p")).token).await;
     let text = node.agent.scrape().await;
-    // Only an agent all of whose connections wait turns one away.
     let full = Agent::start(&node.eks, &["--max-connections", "1", "--eks-auth-wait", "10s"]).await;
+    let idle = [(); 2].map(|()| TcpStream::connect(full.credentials).expect("connects"));
+    until(async || full.metric("podcred_connections_evicted_total{cap_of=\"node\"}").await > 0.0).await;
+    drop(idle);
+    // Only an agent all of whose connections wait turns one away.
     node.eks.settings(|s| s.outage = Outage::Hang);
     let waits = tokio::spawn(crate::harness::Answer::of(full.request().header("authorization", &pod)));
     until(async || node.eks.counts().in_flight > 0).await;

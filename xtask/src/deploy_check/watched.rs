@@ -28,8 +28,9 @@ const NAMESPACE: &str = "web";
 /// Pods that come when EKS Auth is down, so that nothing is in the cache for them.
 const LATE: usize = 3;
 const OUTAGE: [&str; 2] = ["PodcredPodsWithoutCredentials", "PodcredEksAuthFailing"];
-/// Of these families nothing is seen here: no connection is turned away, and no connect fails.
-const IDLE: [&str; 2] = ["podcred_connections_refused_total", "podcred_pod_connects_total"];
+/// Of these families nothing is seen here: no connection is turned away or has to go, and no connect fails.
+const IDLE: [&str; 3] =
+    ["podcred_connections_evicted_total", "podcred_connections_refused_total", "podcred_pod_connects_total"];
 
 const LEFT_OUT: &str =
     "Prometheus beside an agent: it takes Prometheus, root, and a kernel that can tell pods apart";
