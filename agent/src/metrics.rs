@@ -237,8 +237,7 @@ impl Metrics {
             connections_evicted: counters(
                 r,
                 "podcred_connections_evicted_total",
-                "Idle connections closed to make room for another, by whose cap was reached: node (--max-connections), pod \
-                 (--pod-connections) or unattributed.",
+                "Idle connections closed to make room for another, by whose cap was reached (see refused).",
                 &["cap_of"],
             )?,
             connections_refused: counters(
