@@ -90,23 +90,30 @@ impl Node {
     }
 
     fn make_pod(&self, spec: PodSpec) -> Result<Pod> {
-        let container_id = layout::new_container_id();
-        let pod_cgroup = self.layout.pod(spec.qos, &spec.uid);
-        let container = pod_cgroup.join(self.layout.container(&container_id));
-        let cgroup = OwnedCgroup::adopt(self.kubepods.join(&pod_cgroup));
-        cgroup::make_threaded(&self.kubepods, &container)
+        let cgroup = self.kubepods.join(self.layout.pod(spec.qos, &spec.uid));
+        let made = self.make_pod_in(&cgroup, spec);
+        if made.is_err() {
+            cgroup::remove_or_tell(&cgroup);
+        }
+        made
+    }
+
+    fn make_pod_in(&self, cgroup: &Path, spec: PodSpec) -> Result<Pod> {
+        let container = cgroup.join(self.layout.container(&layout::new_container_id()));
+        let below = container.strip_prefix(&self.kubepods).context("a pod's cgroup is below kubepods")?;
+        cgroup::make_threaded(&self.kubepods, below)
             .with_context(|| format!("the cgroup of pod {}", spec.uid))?;
-        let (namespace, wire, addresses) = if spec.host_network {
-            (Arc::clone(&self.shared.namespace), None, Addresses::node())
+        let (namespace, wire) = if spec.host_network {
+            (Arc::clone(&self.shared.namespace), None)
         } else {
             let addresses = spec.addresses.map_or_else(|| self.shared.next_addresses(), Ok)?;
             let namespace = Arc::new(Namespace::new().context("a pod's network namespace")?);
             let wire = Wire::lay(&self.shared.namespace, self.shared.bridge, &namespace, addresses)
                 .with_context(|| format!("the network of pod {}", spec.uid))?;
-            (namespace, Some(wire), addresses)
+            (namespace, Some(wire))
         };
-        let place = Place::new(&self.kubepods.join(&container), namespace)?;
-        Ok(Pod::new(spec, place, addresses, wire, cgroup, Arc::clone(&self.shared)))
+        let place = Place::new(&container, namespace)?;
+        Ok(Pod::new(spec.uid, place, wire, Arc::clone(&self.shared)))
     }
 
     /// The node's network namespace and the agent's cgroup, which lies beside `kubepods`.

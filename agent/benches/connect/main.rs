@@ -34,7 +34,7 @@ fn main() -> Result<()> {
     let measure = || {
         for _ in 0..measurements {
             report("control", &outside, || Ok(()))?;
-            report("empty", &outside, || empty::attach(node.kubepods(), node.agent().cgroup()))?;
+            report("empty", &outside, || empty::attach(node.kubepods(), &node.agent().cgroup()))?;
             report("outward", &outside, || attach(&probe))?;
             report("inward", &inside, || attach(&probe))?;
         }
@@ -52,7 +52,7 @@ fn listen(on: Ipv4Addr) -> Result<Socket> {
 
 /// As an agent has it that looks at everything.
 fn load(node: &Node) -> Result<Probe> {
-    let (kubepods, agent) = (node.kubepods().to_owned(), node.agent().cgroup().to_owned());
+    let (kubepods, agent) = (node.kubepods().to_owned(), node.agent().cgroup());
     let probe = Probe::load(&ProbeConfig {
         refuse_imds: true,
         learn_namespaces: true,

@@ -130,7 +130,8 @@ fn a_cgroup_named_like_another_pod_is_still_its_makers() {
     for class in [Qos::Guaranteed, Qos::Burstable] {
         let victim = node.node.pod(PodSpec::new(class)).unwrap();
         let attacker = node.node.pod(PodSpec::new(class)).unwrap();
-        let name = victim.cgroup().strip_prefix(node.node.kubepods()).unwrap();
+        let victims = victim.cgroup();
+        let name = victims.strip_prefix(node.node.kubepods()).unwrap();
         let own = {
             let _client = connect(&attacker, listener.address);
             listener.accept().caller().group
@@ -143,7 +144,7 @@ fn a_cgroup_named_like_another_pod_is_still_its_makers() {
             assert_eq!(accepted.caller().group, own, "limits and counters go by the pod, too");
             let found = node.pod_of(&accepted);
             assert_eq!(&*found.pod_uid, attacker.uid());
-            assert_eq!(found.container_id.as_deref(), Some(attacker.container_id()));
+            assert_eq!(found.container_id.as_deref(), Some(&*attacker.container_id()));
         }
     }
 }

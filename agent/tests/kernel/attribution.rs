@@ -71,7 +71,7 @@ fn the_cgroup_leads_to_the_pod_in_every_layout() {
             let _client = connect(&pod, listener.address);
             let found = node.pod_of(&listener.accept());
             assert_eq!(&*found.pod_uid, pod.uid());
-            assert_eq!(found.container_id.as_deref(), Some(pod.container_id()));
+            assert_eq!(found.container_id.as_deref(), Some(&*pod.container_id()));
         }
     }
 }

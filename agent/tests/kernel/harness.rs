@@ -171,7 +171,7 @@ impl Watched {
 
 /// What the agent gives its probe on such a node.
 pub(crate) fn config_for(node: &Node) -> ProbeConfig {
-    ProbeConfig::new(node.kubepods().to_owned(), node.kubepods_level(), node.agent().cgroup().to_owned())
+    ProbeConfig::new(node.kubepods().to_owned(), node.kubepods_level(), node.agent().cgroup())
 }
 
 /// A bpf file system of a test's own; what is pinned there ends with it.

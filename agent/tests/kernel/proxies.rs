@@ -1,7 +1,7 @@
 //! Node proxies that connect for pods from inside the pods' network namespaces.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use loadtest::node::{Place, Pod, Process};
@@ -24,10 +24,10 @@ fn agent_that_trusts<'a>(cluster: &'a Cluster, cgroup: &Path) -> Agent<'a> {
     cluster.agent(&["--verify", "enforce", "--trusted-proxy-cgroup", cgroup])
 }
 
-fn the_pod_is_known_by_its_own_connections(trusted: impl Fn(&Pod) -> &Path) {
+fn the_pod_is_known_by_its_own_connections(trusted: impl Fn(&Pod) -> PathBuf) {
     let Some(cluster) = Cluster::start() else { return };
     let [pod, proxy, other] = cluster.pods();
-    let agent = agent_that_trusts(&cluster, trusted(&proxy));
+    let agent = agent_that_trusts(&cluster, &trusted(&proxy));
     let pause = pause(&pod);
     let inside = proxy_in(&proxy, &pause);
     let (token, others) = (cluster.token_of(&pod, WEB), cluster.token_of(&other, WEB));
@@ -42,7 +42,7 @@ fn the_pod_is_known_by_its_own_connections(trusted: impl Fn(&Pod) -> &Path) {
 
 #[test]
 fn a_proxy_connects_for_a_pod_that_has_connected_itself() {
-    the_pod_is_known_by_its_own_connections(|proxy| proxy.cgroup().parent().unwrap());
+    the_pod_is_known_by_its_own_connections(|proxy| proxy.cgroup().parent().unwrap().to_owned());
 }
 
 /// A pod may hold more than its proxy; then the container is what is trusted.
@@ -56,7 +56,7 @@ fn a_proxy_in_the_hosts_network_connects_for_nobody() {
     let Some(cluster) = Cluster::start().filter(Cluster::host_network_is_known) else { return };
     let [pod, proxy] = cluster.pods();
     let host = cluster.host_network_pod();
-    let agent = agent_that_trusts(&cluster, proxy.cgroup());
+    let agent = agent_that_trusts(&cluster, &proxy.cgroup());
     let token = cluster.token_of(&pod, WEB);
     // Whoever connected from there first must not own it.
     agent.ask(&host, &cluster.token_of(&host, WEB)).assert_credentials();
@@ -69,7 +69,7 @@ fn a_proxy_in_the_hosts_network_connects_for_nobody() {
 fn a_pod_that_is_no_trusted_proxy_stays_itself_in_anothers_network() {
     let Some(cluster) = Cluster::start() else { return };
     let [pod, proxy, other] = cluster.pods();
-    let agent = agent_that_trusts(&cluster, proxy.cgroup());
+    let agent = agent_that_trusts(&cluster, &proxy.cgroup());
     let pause = pause(&pod);
     let token = cluster.token_of(&pod, WEB);
     agent.ask(&pod, &token).assert_credentials();
@@ -85,7 +85,7 @@ fn a_pod_that_is_no_trusted_proxy_stays_itself_in_anothers_network() {
 fn a_pod_whose_container_ended_is_learned_anew_by_its_next_one() {
     let Some(cluster) = Cluster::start() else { return };
     let [pod, proxy] = cluster.pods();
-    let agent = agent_that_trusts(&cluster, proxy.cgroup());
+    let agent = agent_that_trusts(&cluster, &proxy.cgroup());
     let pause = pause(&pod);
     let inside = proxy_in(&proxy, &pause);
     let token = cluster.token_of(&pod, WEB);

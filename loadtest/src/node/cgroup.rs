@@ -83,26 +83,19 @@ impl Drop for Domain {
             let _ = write(&former, child);
         }
         *joined = None;
-        if let Err(error) = left.and_then(|()| remove(&self.path)) {
-            tracing::warn!(event = "cgroup_left_behind", error = %format!("{error:#}"), "a test cgroup stays");
-        }
+        tell(left.and_then(|()| remove(&self.path)));
     }
 }
 
 /// A cgroup that is removed with all below it, and with the processes that are left there.
 #[derive(Debug)]
-pub(super) struct OwnedCgroup(Box<Path>);
+pub(super) struct OwnedCgroup(PathBuf);
 
 impl OwnedCgroup {
     pub(super) fn threaded(parent: &Path, name: &str) -> Result<OwnedCgroup> {
-        let owned = OwnedCgroup::adopt(parent.join(name));
+        let owned = OwnedCgroup(parent.join(name));
         make_threaded(parent, Path::new(name))?;
         Ok(owned)
-    }
-
-    /// From now on it is removed, whether it was made already or will be.
-    pub(super) fn adopt(path: PathBuf) -> OwnedCgroup {
-        OwnedCgroup(path.into())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -112,9 +105,7 @@ impl OwnedCgroup {
 
 impl Drop for OwnedCgroup {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            tracing::warn!(event = "cgroup_left_behind", error = %format!("{error:#}"), "a test cgroup stays");
-        }
+        remove_or_tell(&self.0);
     }
 }
 
@@ -150,6 +141,17 @@ pub(super) fn remove(cgroup: &Path) -> Result<()> {
             }
             Err(error) => return Err(error).with_context(|| format!("removing {}", cgroup.display())),
         }
+    }
+}
+
+/// For guards, which have nobody to return an error to.
+pub(super) fn remove_or_tell(cgroup: &Path) {
+    tell(remove(cgroup));
+}
+
+fn tell(removed: Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(event = "cgroup_left_behind", error = %format!("{error:#}"), "a test cgroup stays");
     }
 }
 

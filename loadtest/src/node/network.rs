@@ -46,6 +46,8 @@ pub(super) struct Wire {
     bridge: u32,
     link: u32,
     hardware: [u8; 6],
+    /// The pod's.
+    pub(super) addresses: Addresses,
 }
 
 impl Addresses {
@@ -157,7 +159,7 @@ impl Wire {
             index_of(&netlink, &name).await
         })?;
         // From here on a failure takes the pair with it.
-        let wire = Wire { node: Arc::clone(node), bridge, link, hardware };
+        let wire = Wire { node: Arc::clone(node), bridge, link, hardware, addresses };
         pod.netlink(async |netlink| {
             up(&netlink, LOOPBACK).await?;
             let eth0 = index_of(&netlink, "eth0").await?;

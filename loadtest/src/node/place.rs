@@ -1,9 +1,10 @@
 //! A cgroup and a network namespace together: where threads and processes of a pod, or of the agent, live.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 
@@ -14,9 +15,9 @@ use super::network::Namespace;
 
 #[derive(Debug)]
 pub struct Place {
-    cgroup: Box<Path>,
     cgroup_id: u64,
-    /// Kept open: a load generator moves a thread for each connection.
+    /// Kept open: a load generator moves a thread for each connection. It also tells where the cgroup is, since the paths of ten
+    /// thousand would be 2.5 MB.
     threads: File,
     namespace: Arc<Namespace>,
 }
@@ -28,11 +29,16 @@ impl Place {
             .write(true)
             .open(&threads)
             .with_context(|| format!("opening {}", threads.display()))?;
-        Ok(Place { cgroup: cgroup.into(), cgroup_id: cgroup::id(cgroup)?, threads, namespace })
+        Ok(Place { cgroup_id: cgroup::id(cgroup)?, threads, namespace })
     }
 
-    pub fn cgroup(&self) -> &Path {
-        &self.cgroup
+    /// Where it was made, also when it is gone.
+    #[expect(clippy::expect_used, reason = "a namespace, which each place has, was found in /proc as well")]
+    pub fn cgroup(&self) -> PathBuf {
+        let threads = fs::read_link(format!("/proc/self/fd/{}", self.threads.as_raw_fd()));
+        let mut path = threads.expect("an open file has a path in /proc");
+        path.pop();
+        path
     }
 
     pub fn cgroup_id(&self) -> u64 {
@@ -83,14 +89,15 @@ impl Place {
 
     /// Moves a process here, and leaves its network as it is.
     pub fn adopt(&self, process: &Process) -> io::Result<()> {
-        std::fs::write(self.cgroup.join("cgroup.procs"), process.0.id().to_string())
+        fs::write(self.cgroup().join("cgroup.procs"), process.0.id().to_string())
     }
 
     /// A place with the same network in a cgroup below this one, as a container that may make cgroups makes it. It is
     /// removed with its pod.
     pub fn nested(&self, path: &str) -> Result<Place> {
-        make_threaded(&self.cgroup, Path::new(path))?;
-        Place::new(&self.cgroup.join(path), Arc::clone(&self.namespace))
+        let own = self.cgroup();
+        make_threaded(&own, Path::new(path))?;
+        Place::new(&own.join(path), Arc::clone(&self.namespace))
     }
 
     /// Gives the loopback device of this place's network namespace addresses that may be somebody else's. For namespaces
@@ -102,7 +109,7 @@ impl Place {
     /// A place in this cgroup with another process's network namespace.
     pub fn with_network_of(&self, process: &Process) -> Result<Place> {
         let namespace = Namespace::of_process(process.0.id()).context("a process's network namespace")?;
-        Place::new(&self.cgroup, Arc::new(namespace))
+        Place::new(&self.cgroup(), Arc::new(namespace))
     }
 }
 

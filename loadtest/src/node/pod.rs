@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::cgroup::OwnedCgroup;
+use super::cgroup;
 use super::layout::{Qos, container_id, new_uid};
 use super::network::{Addresses, Wire};
 use super::{Place, Shared};
@@ -39,7 +39,7 @@ impl PodSpec {
 
     /// The addresses that another pod has or had.
     pub fn with_addresses_of(self, pod: &Pod) -> PodSpec {
-        PodSpec { addresses: Some(pod.addresses), ..self }
+        PodSpec { addresses: Some(pod.addresses()), ..self }
     }
 }
 
@@ -52,37 +52,30 @@ impl Default for PodSpec {
 /// A pod with one container. Its cgroup and its network end with it, and so do its processes.
 #[derive(Debug)]
 pub struct Pod {
-    spec: PodSpec,
-    addresses: Addresses,
-    // Dropped in this order: the network first, as the kubelet does it.
-    wire: Option<Wire>,
+    uid: Box<str>,
+    /// None with hostNetwork. Boxed, as of ten thousand pods nearly all have none.
+    wire: Option<Box<Wire>>,
+    /// Of its container.
     place: Place,
-    _cgroup: OwnedCgroup,
     _node: Arc<Shared>,
 }
 
 impl Pod {
-    pub(super) fn new(
-        spec: PodSpec,
-        place: Place,
-        addresses: Addresses,
-        wire: Option<Wire>,
-        cgroup: OwnedCgroup,
-        node: Arc<Shared>,
-    ) -> Pod {
-        Pod { spec, addresses, wire, place, _cgroup: cgroup, _node: node }
+    /// `place` is that of its container, in a cgroup of the pod's own.
+    pub(super) fn new(uid: String, place: Place, wire: Option<Wire>, node: Arc<Shared>) -> Pod {
+        Pod { uid: uid.into(), wire: wire.map(Box::new), place, _node: node }
     }
 
     pub fn uid(&self) -> &str {
-        &self.spec.uid
+        &self.uid
     }
 
-    pub fn container_id(&self) -> &str {
-        container_id(self.place.cgroup())
+    pub fn container_id(&self) -> String {
+        container_id(&self.place.cgroup()).to_owned()
     }
 
     pub fn is_host_network(&self) -> bool {
-        self.spec.host_network
+        self.wire.is_none()
     }
 
     /// What the node sends to this address comes to this pod from now on, as after an answer to ARP that a container
@@ -97,16 +90,30 @@ impl Pod {
     }
 
     fn wire(&self) -> Result<&Wire> {
-        self.wire.as_ref().context("a hostNetwork pod has no wire of its own")
+        self.wire.as_deref().context("a hostNetwork pod has no wire of its own")
     }
 
     /// The node's, for a pod with hostNetwork.
     pub fn ipv4(&self) -> Ipv4Addr {
-        self.addresses.v4
+        self.addresses().v4
     }
 
     pub fn ipv6(&self) -> Ipv6Addr {
-        self.addresses.v6
+        self.addresses().v6
+    }
+
+    fn addresses(&self) -> Addresses {
+        self.wire.as_ref().map_or_else(Addresses::node, |wire| wire.addresses)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // The network first, as the kubelet does it.
+        drop(self.wire.take());
+        if let Some(own) = self.place.cgroup().parent() {
+            cgroup::remove_or_tell(own);
+        }
     }
 }
 
