@@ -191,7 +191,7 @@ fn on_the_node(world: &Arc<World>, name: &str, goose_report: &std::path::Path) -
 }
 
 async fn direct(world: Arc<World>, name: String) -> Result<()> {
-    let Some(beginning) = world.beginning().await else { return Ok(()) };
+    let Some(&beginning) = world.beginning().await else { return Ok(()) };
     let watching = tokio::spawn(director::watch(Arc::clone(&world), beginning, name));
     let performed = director::perform(Arc::clone(&world), beginning).await;
     if performed.is_err() {

@@ -20,7 +20,7 @@ const PLAIN_EVERY: u64 = 5;
 /// Does the scenario's steps at their times.
 pub(super) async fn perform(world: Arc<World>, beginning: Instant) -> Result<()> {
     for &(at, step) in &world.plan.steps {
-        if world.over.run_until_cancelled(sleep_until(beginning + at)).await.is_none() {
+        if world.unless_over(sleep_until(beginning + at)).await.is_none() {
             break;
         }
         world.mark(clock::mono().saturating_duration_since(beginning), step.to_string());
@@ -36,7 +36,7 @@ pub(super) async fn watch(world: Arc<World>, beginning: Instant, name: String) {
     world.recorder.begin(before);
     let mut show = Progress::new(name, world.plan.duration);
     let mut number = 1;
-    while world.over.run_until_cancelled(sleep_until(beginning + SECOND * number)).await.is_some() {
+    while world.unless_over(sleep_until(beginning + SECOND * number)).await.is_some() {
         let (read, died) = read(&world).await;
         // Only now: reading waits as long as the agent is being stopped or started. What was missed meanwhile is one long second.
         let at = clock::mono().saturating_duration_since(beginning);

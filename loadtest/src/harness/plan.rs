@@ -23,6 +23,7 @@ pub(super) struct Size {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) groups: Vec<String>,
+    pub(super) turns: Turns,
     pub(super) visits: Vec<Visit>,
     pub(super) steps: Vec<(Duration, Step)>,
     pub(super) roles: u32,
@@ -42,14 +43,21 @@ pub(super) struct Plan {
     pub(super) notes: Vec<String>,
 }
 
+/// In turns of this length, what is wanted is counted in one of these groups after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Turns {
+    pub(super) each: Duration,
+    pub(super) groups: &'static [usize],
+}
+
 /// What one goose user does: it is one pod, from when it starts until it ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Visit {
     /// Where two visits have the same number they are of one pod.
     pub(super) pod: u32,
     pub(super) group: usize,
-    /// In turns of this length, what it wants is counted in one of these groups after the other.
-    pub(super) by_turns: Option<(Duration, &'static [usize])>,
+    /// Counted in the plan's [`Turns`] instead.
+    pub(super) by_turns: bool,
     pub(super) role: u32,
     pub(super) client: Client,
     pub(super) start: Duration,
@@ -138,6 +146,7 @@ impl Plan {
     pub(super) fn new(size: Size, groups: &[&str]) -> Plan {
         Plan {
             groups: groups.iter().map(|&group| group.to_owned()).collect(),
+            turns: Turns::default(),
             visits: Vec::new(),
             steps: Vec::new(),
             roles: size.roles,
@@ -189,6 +198,20 @@ impl Plan {
         self.visits.iter().map(rate).sum()
     }
 
+    /// The groups that a visit's wants are counted in.
+    pub(super) fn groups_of<'a>(&self, visit: &'a Visit) -> &'a [usize] {
+        if visit.by_turns { self.turns.groups } else { std::slice::from_ref(&visit.group) }
+    }
+
+    /// The one that a want of this moment is counted in.
+    pub(super) fn group_at(&self, visit: &Visit, wanted: Duration) -> usize {
+        if !visit.by_turns {
+            return visit.group;
+        }
+        let Turns { each, groups } = self.turns;
+        groups[wanted.div_duration_f64(each) as usize % groups.len()]
+    }
+
     /// What the target must be for this.
     pub(super) fn needs_own_agent(&self) -> bool {
         let usual = self.eks == Settings::default() && self.agent_args.is_empty();
@@ -210,7 +233,7 @@ impl Visit {
         Visit {
             pod,
             group: 0,
-            by_turns: None,
+            by_turns: false,
             role,
             client,
             start,
@@ -219,14 +242,6 @@ impl Visit {
             pace,
             thief_of: None,
             generation: 0,
-        }
-    }
-
-    /// The group that a want of this moment is counted in.
-    pub(super) fn group_at(&self, wanted: Duration) -> usize {
-        match self.by_turns {
-            Some((turn, groups)) => groups[wanted.div_duration_f64(turn) as usize % groups.len()],
-            None => self.group,
         }
     }
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
+use pin_project_lite::pin_project;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use super::check::Due;
 use super::http::{Answer, Connection, NoAnswer, start_to_connect, token_of};
@@ -20,7 +21,7 @@ use super::plan::{TokenLife, Visit};
 use super::recorder::{Failed, Settled};
 use super::schedule::{Had, Refreshing, Schedule, life_left};
 use super::tenant::Tenant;
-use super::world::World;
+use super::world::{UnlessOver, World};
 use crate::clock;
 
 /// The kubelet has a token ready before a pod wants it; signing one takes a millisecond.
@@ -34,20 +35,16 @@ pub(super) fn live(world: &Arc<World>, user: usize) -> impl Future<Output = ()> 
     async move {
         let _presence = world.arrive();
         let Some(visit) = world.plan.visits.get(user) else { return };
-        let Some(beginning) = Box::pin(start(world, visit)).await else { return };
-        let sdk = Box::pin(retrieve_all(world, visit, beginning)).await;
-        if let Some(sdk) = sdk {
-            end(world, visit, beginning, sdk).await;
+        let Some(&beginning) = Box::pin(world.beginning()).await else { return };
+        let start = beginning + visit.start.saturating_sub(AHEAD);
+        Box::pin(world.unless_over(sleep_until(start))).await;
+        let Some(sdk) = Box::pin(retrieve_all(world, visit, beginning)).await else { return };
+        let end = beginning + visit.end;
+        if visit.dies {
+            Box::pin(die(world, visit, end, sdk)).await;
+        } else {
+            Box::pin(Idle { end: world.unless_over(sleep_until(end)), sdk }).await;
         }
-    }
-}
-
-/// Waits until the pod is about to want something for the first time, and returns when all began.
-fn start(world: &World, visit: &Visit) -> impl Future<Output = Option<Instant>> + Send {
-    async move {
-        let beginning = world.beginning().await?;
-        wait(world, None, beginning + visit.start.saturating_sub(AHEAD)).await;
-        Some(beginning)
     }
 }
 
@@ -85,7 +82,7 @@ async fn retrieve_all<'a>(
         let at = settled.saturating_duration_since(beginning);
         let latency = settled.saturating_duration_since(intended);
         let failure = outcome.err().map(Failed::presentable);
-        world.settled(Settled { group: visit.group_at(wanted), at, latency, attempts, failure });
+        world.settled(Settled { group: world.plan.group_at(visit, wanted), at, latency, attempts, failure });
         let refreshing =
             Refreshing { manners: sdk.manners, compression: world.plan.compression, chance: fastrand::f64() };
         schedule.had(Had { at, life }, refreshing);
@@ -107,7 +104,7 @@ fn unsettled(world: &World, visit: &Visit, beginning: Instant, schedule: Schedul
             example: format!("pod {} had not come to ask", visit.pod),
             wrong: false,
         };
-        let (group, latency) = (visit.group_at(wanted), at - wanted);
+        let (group, latency) = (world.plan.group_at(visit, wanted), at - wanted);
         world.settled(Settled { group, at, latency, attempts: 0, failure: Some(failure) });
     }
 }
@@ -130,43 +127,37 @@ fn wait<'a>(
         if until <= clock::mono() {
             return;
         }
-        let mut sleep = pin!(sleep_until(until));
-        let mut over = pin!(world.over.cancelled());
+        let mut slept = pin!(world.unless_over(sleep_until(until)));
         poll_fn(|context| {
             if let Some(sdk) = &mut sdk {
                 let _either_way = sdk.poll_closed(context);
             }
-            ready_of(sleep.as_mut().poll(context), || over.as_mut().poll(context))
+            slept.as_mut().poll(context)
         })
         .await;
     }
 }
 
-/// Whichever is ready first.
-fn ready_of(one: Poll<()>, other: impl FnOnce() -> Poll<()>) -> Poll<()> {
-    if one.is_ready() { one } else { other() }
+pin_project! {
+    /// A pod that has what it wanted, and lives on until it ends. It is of no more interest once it has no connection, which a pool
+    /// does not close before the agent does.
+    struct Idle<'a> {
+        #[pin]
+        end: UnlessOver<'a, Sleep>,
+        sdk: Box<Sdk<'a>>,
+    }
 }
 
-/// The pod has what it wanted, and lives on until it ends; a pool closes no connection before the agent does.
-fn end<'a>(
-    world: &'a Arc<World>,
-    visit: &'a Visit,
-    beginning: Instant,
-    mut sdk: Box<Sdk<'a>>,
-) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-    let end = beginning + visit.end;
-    if visit.dies {
-        return Box::pin(die(world, visit, end, sdk));
+impl Future for Idle<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.end.poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        this.sdk.poll_closed(context)
     }
-    Box::pin(async move {
-        let mut sleep = pin!(sleep_until(end));
-        let mut over = pin!(world.over.cancelled());
-        poll_fn(|context| {
-            let ended = ready_of(sleep.as_mut().poll(context), || over.as_mut().poll(context));
-            ready_of(ended, || sdk.poll_closed(context))
-        })
-        .await;
-    })
 }
 
 async fn die(world: &Arc<World>, visit: &Visit, end: Instant, mut sdk: Box<Sdk<'_>>) {

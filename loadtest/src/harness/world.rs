@@ -1,13 +1,15 @@
 //! What all pods of a run share.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::sync::SetOnce;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::check::Judge;
 use super::plan::Plan;
@@ -43,8 +45,7 @@ impl World {
         let mut groups: Vec<(String, u64)> = plan.groups.iter().map(|name| (name.clone(), 0)).collect();
         let mut counted = std::collections::HashSet::new();
         for visit in &plan.visits {
-            let own = std::slice::from_ref(&visit.group);
-            for &group in visit.by_turns.map_or(own, |(_, groups)| groups) {
+            for &group in plan.groups_of(visit) {
                 if counted.insert((group, visit.pod)) {
                     groups[group].1 += 1;
                 }
@@ -90,10 +91,13 @@ impl World {
     }
 
     /// None where it is over before it began.
-    pub(super) async fn beginning(&self) -> Option<Instant> {
-        // Pinned here: a future that is given away has room in both, ten thousand times.
-        let began = pin!(self.began.wait());
-        self.over.run_until_cancelled(began).await.copied()
+    pub(super) fn beginning(&self) -> UnlessOver<'_, impl Future<Output = &Instant>> {
+        self.unless_over(self.began.wait())
+    }
+
+    /// What `wanted` gives, or None where the run is over before.
+    pub(super) fn unless_over<F: Future>(&self, wanted: F) -> UnlessOver<'_, F> {
+        UnlessOver { wanted, over: self.over.cancelled() }
     }
 
     /// As [`World::beginning`], without waiting for it, and also when it is over.
@@ -108,7 +112,7 @@ impl World {
     /// What happens after the last pod has ended is of interest as well.
     pub(super) async fn until_planned_end(&self) {
         if let Some(beginning) = self.beginning().await {
-            self.over.run_until_cancelled(sleep_until(beginning + self.plan.duration)).await;
+            self.unless_over(sleep_until(*beginning + self.plan.duration)).await;
         }
     }
 
@@ -123,6 +127,29 @@ impl World {
 
     pub(super) fn marks(&self) -> Vec<Mark> {
         lock(&self.marks).clone()
+    }
+}
+
+pin_project! {
+    /// [`CancellationToken::run_until_cancelled`] in half the room: ten thousand pods wait in one.
+    #[derive(Debug)]
+    pub(super) struct UnlessOver<'a, F> {
+        #[pin]
+        wanted: F,
+        #[pin]
+        over: WaitForCancellationFuture<'a>,
+    }
+}
+
+impl<F: Future> Future for UnlessOver<'_, F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<F::Output>> {
+        let this = self.project();
+        match this.wanted.poll(context) {
+            Poll::Ready(had) => Poll::Ready(Some(had)),
+            Poll::Pending => this.over.poll(context).map(|()| None),
+        }
     }
 }
 

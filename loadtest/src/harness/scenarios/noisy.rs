@@ -3,7 +3,7 @@
 
 use super::{Ask, Parts, s};
 use crate::harness::manners::Client;
-use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
+use crate::harness::plan::{Pace, Plan, Size, Step, Turns, Visit};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -37,9 +37,10 @@ fn plan(ask: &mut Ask) -> Plan {
     let mut plan = Plan::new(size, &["alone", "beside", "flooded", "afterwards", "busy", "flood"]);
     let rounds = if ask.short { 5 } else { 20 };
     let turn = size.duration / (4 * rounds);
+    plan.turns = Turns { each: turn, groups: &TURNS };
     for (pod, start) in (0..).zip(ask.starts(size.every)) {
         let visit = ask.visit(pod, start, size.duration, Pace::Every(size.every));
-        plan.visits.push(Visit { by_turns: Some((turn, &TURNS)), ..visit });
+        plan.visits.push(Visit { by_turns: true, ..visit });
     }
     let starts = spread(CONNECTIONS, BUSY_EVERY, &mut ask.chance);
     for round in 0..rounds {

@@ -2,7 +2,7 @@
 
 use super::{Ask, Parts, s};
 use crate::eks::Outage;
-use crate::harness::plan::{Pace, Plan, Size, Step, Visit};
+use crate::harness::plan::{Pace, Plan, Size, Step, Turns, Visit};
 use crate::harness::schedule::spread;
 
 pub(super) const PARTS: Parts = Parts {
@@ -33,6 +33,7 @@ fn plan(ask: &mut Ask) -> Plan {
     let size = ask.size;
     let mut plan = Plan::new(size, &["known roles", "new pods", "new roles", "recovered"]);
     let eighth = size.duration / 8;
+    plan.turns = Turns { each: eighth, groups: &EIGHTHS };
     for (at, step) in [
         (1, Step::EksAuth(Outage::Refuse)),
         (2, Step::EksAuth(Outage::Hang)),
@@ -55,7 +56,7 @@ fn plan(ask: &mut Ask) -> Plan {
         let pod = known + number;
         let visit = ask.visit(pod, eighth + start, size.duration, Pace::Every(size.every));
         plan.visits.push(if number < new_roles {
-            Visit { role: size.roles + number, by_turns: Some((eighth, &EIGHTHS)), ..visit }
+            Visit { role: size.roles + number, by_turns: true, ..visit }
         } else {
             visit.in_group(NEW_PODS)
         });

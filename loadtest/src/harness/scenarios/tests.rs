@@ -23,9 +23,7 @@ fn is_whole(scenario: Scenario, plan: &Plan) {
     assert!(!plan.visits.is_empty() && !scenario.question().is_empty(), "{name}");
     plan.eks.check().unwrap();
     for visit in &plan.visits {
-        let own = std::slice::from_ref(&visit.group);
-        let groups = visit.by_turns.map_or(own, |(_, groups)| groups);
-        assert!(groups.iter().all(|group| *group < plan.groups.len()), "{name}: {visit:?}");
+        assert!(plan.groups_of(visit).iter().all(|group| *group < plan.groups.len()), "{name}: {visit:?}");
         assert!(visit.role < plan.roles && visit.thief_of != Some(visit.pod), "{name}: {visit:?}");
         assert!(visit.start < visit.end && visit.end <= plan.duration, "{name}: {visit:?}");
     }
@@ -137,7 +135,7 @@ fn only_what_pods_alone_do_can_be_done_to_somebody_elses_agent() {
 #[test]
 fn the_noisy_pod_is_one_pod() {
     let (_, _, size, plan) = plans().find(|(scenario, ..)| *scenario == Scenario::Noisy).unwrap();
-    let mut noisy = plan.visits.iter().filter(|visit| visit.by_turns.is_none());
+    let mut noisy = plan.visits.iter().filter(|visit| !visit.by_turns);
     assert!(noisy.all(|visit| visit.pod == size.pods));
     assert!(plan.visits.iter().any(|visit| visit.pace == Pace::AtOnce), "it floods");
 }
