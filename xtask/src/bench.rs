@@ -25,7 +25,7 @@ pub(crate) mod row;
 mod watched;
 mod wrk;
 
-use crate::build::{self, Binaries, Profile, root, target};
+use crate::build::{self, Binaries, root, target};
 use crate::clock::Stopwatch;
 use crate::image::{self, Arch};
 use crate::process::{is_root, quietly};
@@ -77,7 +77,7 @@ enum Part {
     Pods,
     /// From 1 to 1,000 roles
     Roles,
-    /// The load harness against wrk
+    /// The load harness: its processor time beside that of wrk, and its memory with ten thousand pods
     Harness,
     /// An unrelated connect() with and without the kernel programs (root); `bench-connect` measures this with more rounds
     Connect,
@@ -150,11 +150,13 @@ struct Programs {
 impl Programs {
     /// podcred as it is in the image, which is what runs on nodes, and hyper in the same way.
     async fn build(agent: Option<&Path>) -> Result<Programs> {
+        let others = build::static_binaries().await?;
+        // Last: beside other packages podcred has more of its dependencies' features than in the image.
         let packages = ["podcred", "bare-hyper"];
         let built = image::binary::build(Arch::here()?, &packages).await?.map_err(Error::msg)?;
         let [podcred, bare_hyper] = packages.map(|package| built.program(package));
         let podcred = agent.map_or(Ok(podcred), std::path::absolute)?;
-        Ok(Programs { podcred, bare_hyper, others: build::binaries(Profile::Release).await? })
+        Ok(Programs { podcred, bare_hyper, others })
     }
 }
 
@@ -218,7 +220,10 @@ impl Part {
                 results.rows.push(row);
                 results.roles = points;
             }
-            Part::Harness => results.rows.push(harness::measure(&loopback().await?, &programs.others).await?),
+            Part::Harness => {
+                results.rows.push(harness::processor(&loopback().await?, &programs.others).await?);
+                results.rows.push(harness::memory(&programs.others).await?);
+            }
             Part::Connect => results.rows.push(bench_connect::row().await?),
         }
         Ok(None)

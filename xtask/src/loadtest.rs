@@ -11,7 +11,7 @@ use clap::Args;
 use tokio::process::Command;
 
 use self::name::Scenario;
-use crate::build::{self, Profile, target};
+use crate::build::{self, ONE_ARENA, target};
 use crate::process::{is_root, quietly};
 use crate::report::{Counts, step};
 
@@ -29,11 +29,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     if !is_root() {
         step("Without root: all on loopback, nobody's cgroup is known, and no pod has a network of its own");
     }
-    let binaries = build::binaries(Profile::Release).await?;
+    let binaries = build::static_binaries().await?;
     let time = quietly("date", Command::new("date").args(["-u", "+%Y%m%d-%H%M%S"])).await?;
     let scenario = arguments.scenario.name();
     let folder = target().join(format!("loadtest/{scenario}-{}", time.trim()));
     let mut command = std::process::Command::new(&binaries.loadtest);
+    command.env(ONE_ARENA.0, ONE_ARENA.1);
     command.arg(&scenario).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
     Err(command.args(&arguments.flags).stdin(Stdio::null()).exec()).context("the load harness")
 }

@@ -1,4 +1,5 @@
-//! What a request costs the load harness, beside what it costs wrk: a harness that is busy with itself measures itself.
+//! What a request costs the load harness, beside what it costs wrk: a harness that is busy with itself measures itself. And what
+//! memory its pods take.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,9 +12,9 @@ use super::ground::{Ground, Tokens};
 use super::middle::{FEWEST, Middle};
 use super::row::{Control, Goal, Row, Unit};
 use super::wrk::{self, Connections};
-use crate::build::Binaries;
+use crate::build::{Binaries, ONE_ARENA};
 use crate::place::Place;
-use crate::process::quietly;
+use crate::process::{is_root, quietly};
 use crate::report::step;
 
 const GOAL: f64 = 1.20;
@@ -23,7 +24,10 @@ const SECONDS: u32 = 6;
 /// Its pods close each connection, as wrk is told to.
 const CLIENT: &str = "js";
 
-pub(crate) async fn measure(ground: &Ground<'_>, binaries: &Binaries) -> Result<Row> {
+const MANY_PODS: u32 = 10_000;
+const MANY_PODS_GOAL: f64 = 95.0;
+
+pub(crate) async fn processor(ground: &Ground<'_>, binaries: &Binaries) -> Result<Row> {
     let tokens = ground.tokens("harness", PODS, 1).await?;
     let agent = ground.agent().await?;
     let folder = tempfile::tempdir()?;
@@ -71,6 +75,16 @@ struct Report {
 struct Totals {
     attempts: u64,
     failed: u64,
+    harness_peak_rss_bytes: u64,
+}
+
+impl Report {
+    async fn of(output: &Path) -> Result<Totals> {
+        let report = tokio::fs::read(output.join("report.json")).await;
+        let Report { totals } = serde_json::from_slice(&report.context("the harness wrote no report")?)?;
+        ensure!(totals.attempts > 0 && totals.failed == 0, "the harness was not served: {totals:?}");
+        Ok(totals)
+    }
 }
 
 async fn one_harness(binaries: &Binaries, tokens: &Path, url: &str) -> Result<f64> {
@@ -85,10 +99,32 @@ async fn one_harness(binaries: &Binaries, tokens: &Path, url: &str) -> Result<f6
         .arg(tokens)
         .arg("--output")
         .arg(output.path())
+        .env(ONE_ARENA.0, ONE_ARENA.1)
         .stdin(Stdio::null());
     let cpu = wrk::children(&quietly("the load harness", &mut command).await?)?;
-    let report = std::fs::read(output.path().join("report.json")).context("the harness wrote no report")?;
-    let Report { totals } = serde_json::from_slice(&report)?;
-    ensure!(totals.attempts > 0 && totals.failed == 0, "the harness was not served: {totals:?}");
-    Ok(cpu.as_secs_f64() * 1e6 / totals.attempts as f64)
+    Ok(cpu.as_secs_f64() * 1e6 / Report::of(output.path()).await?.attempts as f64)
+}
+
+/// As root each pod has a cgroup.
+pub(crate) async fn memory(binaries: &Binaries) -> Result<Row> {
+    step(&format!("The harness with {MANY_PODS} pods"));
+    let output = tempfile::tempdir()?;
+    let mut command = Place::Host.command(&binaries.loadtest.display().to_string());
+    command
+        .args(["rollout", "--pods", &MANY_PODS.to_string(), "--expect", "failed=0", "--binary"])
+        .arg(&binaries.agent)
+        .arg("--output")
+        .arg(output.path())
+        .env(ONE_ARENA.0, ONE_ARENA.1);
+    quietly("the load harness", &mut command).await?;
+    let peak = Report::of(output.path()).await?.harness_peak_rss_bytes as f64 / 1e6;
+    Ok(Row {
+        what: format!("load harness, memory with {MANY_PODS} pods"),
+        value: peak,
+        unit: Unit::Megabytes,
+        interval: None,
+        control: None,
+        goal: Some(Goal::AtMost(MANY_PODS_GOAL)),
+        detail: if is_root() { "a cgroup each" } else { "on loopback" }.to_owned(),
+    })
 }

@@ -1,13 +1,15 @@
 //! Programs for one processor, statically linked: the image has no libraries.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use tokio::process::Command;
 
 use super::Arch;
 use crate::build::{cargo, root, target};
 use crate::clock::Stopwatch;
+use crate::process::quietly;
 use crate::report::step;
 use crate::{setup, toolchain};
 
@@ -27,16 +29,26 @@ impl Built {
 pub(crate) async fn build(arch: Arch, packages: &[&str]) -> Result<Result<Built, String>> {
     let triple = format!("{}-unknown-linux-gnu", arch.cpu());
     let mut command = cargo();
+    let mut compiler = "cc".to_owned();
     if !arch.is_here() {
         if let Some(reason) = setup::cross_compiler(arch.cpu()).await? {
             return Ok(Err(reason));
         }
         let tool = |name: &str| format!("{}-linux-gnu-{name}", arch.cpu());
         let snake = triple.replace('-', "_");
+        compiler = tool("gcc");
         command
-            .env(format!("CARGO_TARGET_{}_LINKER", snake.to_uppercase()), tool("gcc"))
-            .env(format!("CC_{snake}"), tool("gcc"))
+            .env(format!("CARGO_TARGET_{}_LINKER", snake.to_uppercase()), &compiler)
+            .env(format!("CC_{snake}"), &compiler)
             .env(format!("AR_{snake}"), tool("ar"));
+    }
+    // It answers with a path, or with the name alone.
+    let libc = quietly(&compiler, Command::new(&compiler).arg("-print-file-name=libc.a")).await?;
+    if !Path::new(libc.trim()).is_absolute() {
+        return Ok(Err(format!(
+            "{compiler} has no static C library to link for {}: install glibc-static (Fedora, Amazon Linux) or libc6-dev (Debian)",
+            arch.name()
+        )));
     }
     step(&format!(
         "Building {} for {}, statically linked (cargo, profile release; minutes)",
