@@ -77,28 +77,20 @@ impl Node {
     /// Pods of all QoS classes in turn, each with a namespace of its own.
     pub fn pods(&self, count: usize) -> Result<Vec<Pod>> {
         let classes = [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort];
-        self.pods_of((0..count).map(|n| PodSpec::new(classes[n % classes.len()])).collect())
+        (0..count).map(|n| self.pod(PodSpec::new(classes[n % classes.len()]))).collect()
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "a spec is made where it is given, for one pod")]
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
-        let mut pods = self.pods_of(vec![spec])?;
-        pods.pop().context("one pod was asked for and none was made")
-    }
-
-    fn pods_of(&self, specs: Vec<PodSpec>) -> Result<Vec<Pod>> {
-        specs.into_iter().map(|spec| self.make_pod(spec)).collect()
-    }
-
-    fn make_pod(&self, spec: PodSpec) -> Result<Pod> {
         let cgroup = self.kubepods.join(self.layout.pod(spec.qos, &spec.uid));
-        let made = self.make_pod_in(&cgroup, spec);
+        let made = self.make_pod(&cgroup, &spec);
         if made.is_err() {
             cgroup::remove_or_tell(&cgroup);
         }
         made
     }
 
-    fn make_pod_in(&self, cgroup: &Path, spec: PodSpec) -> Result<Pod> {
+    fn make_pod(&self, cgroup: &Path, spec: &PodSpec) -> Result<Pod> {
         let container = cgroup.join(self.layout.container(&layout::new_container_id()));
         let below = container.strip_prefix(&self.kubepods).context("a pod's cgroup is below kubepods")?;
         cgroup::make_threaded(&self.kubepods, below)
@@ -113,7 +105,7 @@ impl Node {
             (namespace, Some(wire))
         };
         let place = Place::new(&container, namespace)?;
-        Ok(Pod::new(spec.uid, place, wire, Arc::clone(&self.shared)))
+        Ok(Pod::new(place, wire, Arc::clone(&self.shared)))
     }
 
     /// The node's network namespace and the agent's cgroup, which lies beside `kubepods`.

@@ -159,7 +159,7 @@ pub(crate) fn name_of(pod: &Pod) -> String {
 /// Tells the API server of a pod.
 pub(crate) fn runs(api: &ApiServer, pod: &Pod, (namespace, account): (&str, &str), node: &str) {
     api.add_pod(&RunningPod {
-        uid: pod.uid().to_owned(),
+        uid: pod.uid(),
         namespace: namespace.to_owned(),
         name: name_of(pod),
         service_account: account.to_owned(),

@@ -61,7 +61,7 @@ fn what_was_known_of_delegates_stays_known_while_the_api_server_is_away() {
 
     let before = api.requests();
     api.set_access(Access::Down);
-    api.remove_pod(first.uid());
+    api.remove_pod(&first.uid());
     runs(&api, &second, CSI, NODE_NAME);
     until("the agent has seen that the API server is away", || api.requests() > before);
     agent.until_logged("pods_not_watched", 1);
@@ -75,7 +75,7 @@ fn what_was_known_of_delegates_stays_known_while_the_api_server_is_away() {
     let before = api.requests();
     runs(&api, &first, CSI, NODE_NAME);
     until("the first driver is known again", || is_a_delegate(&agent, &first, &token));
-    api.remove_pod(second.uid());
+    api.remove_pod(&second.uid());
     until("the second driver is none any more", || !is_a_delegate(&agent, &second, &token));
     assert_eq!(api.requests(), before);
 }

@@ -29,7 +29,7 @@ fn reaches(from: &Place, imds: &TcpListener) -> bool {
 }
 
 fn connects(agent: &Agent<'_>, pod: &Pod, result: &str) -> Option<f64> {
-    agent.metric(CONNECTS, &[("pod_uid", pod.uid()), ("result", result)])
+    agent.metric(CONNECTS, &[("pod_uid", &pod.uid()), ("result", result)])
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn an_excepted_service_accounts_pods_reach_imds_once_the_pods_are_listed() {
     assert!(!reaches(&late, &imds));
     runs(&api, &late, WEB, NODE_NAME);
     until("the late pod reaches IMDS", || reaches(&late, &imds));
-    api.remove_pod(excepted.uid());
+    api.remove_pod(&excepted.uid());
     until("the pod that is no more does not", || !reaches(&excepted, &imds));
     assert!(reaches(&late, &imds));
 }

@@ -166,7 +166,7 @@ fn with_cgroup_v1_alone_the_nodes_proc_tells_the_pod() {
     };
     let [pod] = cluster.pods();
     // The process that connects is this one, so this one moves.
-    let _moved = InV1::enter(&hierarchy, pod.uid(), &pod.container_id());
+    let _moved = InV1::enter(&hierarchy, &pod.uid(), &pod.container_id());
     let kubepods = format!("{}/kubepods", InV1::name());
     let root = hierarchy.to_str().unwrap();
     let place = ["--cgroup-root", root, "--kubepods-cgroup", &kubepods];

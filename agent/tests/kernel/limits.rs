@@ -22,7 +22,7 @@ fn a_pod_that_opens_connections_without_end_pays_with_its_own() {
         opened.push(client);
         if n % 20 == 0 {
             kept.ask(&others).assert_credentials();
-            let connections = agent.metric("podcred_pod_connections", &[("pod_uid", greedy.uid())]);
+            let connections = agent.metric("podcred_pod_connections", &[("pod_uid", &greedy.uid())]);
             assert!(connections.is_some_and(|number| number <= 20.0), "{connections:?}");
         }
     }

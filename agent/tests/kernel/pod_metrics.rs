@@ -17,7 +17,7 @@ const FAMILIES: [&str; 5] = [
 ];
 
 fn of(agent: &Agent<'_>, family: &str, pod: &Pod, more: &[(&str, &str)]) -> Option<f64> {
-    agent.metric(family, &[&[("pod_uid", pod.uid())], more].concat())
+    agent.metric(family, &[&[("pod_uid", pod.uid().as_str())], more].concat())
 }
 
 #[test]
@@ -79,13 +79,13 @@ fn a_pod_that_is_gone_is_in_no_family_and_still_in_the_nodes_numbers() {
     for pod in [&stays, &goes] {
         agent.ask(pod, &cluster.token_of(pod, WEB)).assert_credentials();
     }
-    let uid = goes.uid().to_owned();
+    let uid = goes.uid();
     assert!(agent.scrape().contains(&uid));
     drop(goes);
     until("the sweep has passed", || !agent.scrape().contains(&uid));
     let scrape = agent.scrape();
     assert!(
-        FAMILIES[..2].iter().all(|family| sample(&scrape, family, &[("pod_uid", stays.uid())]).is_some())
+        FAMILIES[..2].iter().all(|family| sample(&scrape, family, &[("pod_uid", &stays.uid())]).is_some())
     );
     assert_eq!(sample(&scrape, "podcred_connects_total", &[("result", "established")]), Some(2.0));
 }
@@ -102,7 +102,9 @@ fn pods_over_the_cap_are_left_out_and_counted() {
     let scrape = agent.scrape();
     assert_eq!(sample(&scrape, "podcred_pods_left_out", &[]), Some(2.0));
     // Those that ask for credentials come first.
-    assert!(scrape.contains(asks.uid()) && !scrape.contains(first.uid()) && !scrape.contains(second.uid()));
+    assert!(
+        scrape.contains(&asks.uid()) && !scrape.contains(&first.uid()) && !scrape.contains(&second.uid())
+    );
 }
 
 #[test]
@@ -112,7 +114,7 @@ fn pod_metrics_can_be_turned_off() {
     let agent = cluster.agent(&["--pod-metrics", "off"]);
     agent.ask(&pod, &cluster.token_of(&pod, WEB)).assert_credentials();
     let scrape = agent.scrape();
-    assert!(!scrape.contains(pod.uid()) && !scrape.contains(&name_of(&pod)), "{scrape}");
+    assert!(!scrape.contains(&pod.uid()) && !scrape.contains(&name_of(&pod)), "{scrape}");
     assert!(FAMILIES.iter().all(|family| !scrape.contains(family)), "{scrape}");
     assert_eq!(agent.count("podcred_connects_total", "established"), 1.0);
 }

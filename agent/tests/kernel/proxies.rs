@@ -37,7 +37,7 @@ fn the_pod_is_known_by_its_own_connections(trusted: impl Fn(&Pod) -> PathBuf) {
     agent.ask(&pod, &token).assert_credentials();
     agent.ask(&inside, &token).assert_credentials();
     let message = agent.ask(&inside, &others).assert_refused(403, "TokenOfAnotherPod");
-    assert!(message.contains(pod.uid()), "{message}");
+    assert!(message.contains(&pod.uid()), "{message}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn a_stolen_token_buys_nothing_and_its_owner_is_served_all_the_while() {
     owners.ask(&token).assert_credentials();
 
     let message = agent.ask(&thief, &token).assert_refused(403, "TokenOfAnotherPod");
-    assert!(message.contains(thief.uid()) && message.contains(&name_of(&owner)), "{message}");
+    assert!(message.contains(&thief.uid()) && message.contains(&name_of(&owner)), "{message}");
     owners.ask(&token).assert_credentials();
     agent.ask_over_ipv6(&thief, &token).assert_refused(403, "TokenOfAnotherPod");
     owners.ask(&token).assert_credentials();
@@ -86,7 +86,7 @@ fn a_stolen_token_is_worth_nothing_when_its_pod_has_ended_in_audit_either() {
         thieves.ask(&token).assert_credentials();
         nobodys.ask(&token).assert_credentials();
     }
-    cluster.eks.delete_pod(owner.uid());
+    cluster.eks.delete_pod(&owner.uid());
     drop(owner);
     // Whose a connection of nobody's is cannot be said, so EKS Auth is asked.
     until("the agent knows of its end", || {

@@ -80,6 +80,13 @@ impl Layout {
     }
 }
 
+/// Of a pod whose cgroup this is, in either layout.
+pub(super) fn pod_uid(cgroup: &Path) -> String {
+    let name = cgroup.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let name = name.strip_suffix(".slice").unwrap_or(name);
+    name.rsplit("pod").next().unwrap_or_default().replace('_', "-")
+}
+
 /// Of a container whose cgroup this is.
 pub(super) fn container_id(cgroup: &Path) -> &str {
     let name = cgroup.file_name().and_then(OsStr::to_str).unwrap_or_default();
@@ -123,6 +130,18 @@ mod tests {
             path(Systemd, CriO, Guaranteed),
             "kubepods.slice/kubepods-pod0aa0_b1.slice/crio-c0ffee.scope"
         );
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_cgroup() {
+        for driver in [Driver::Cgroupfs, Driver::Systemd] {
+            for qos in [Qos::Guaranteed, Qos::Burstable, Qos::BestEffort] {
+                for uid in ["0aa0-b1", "0aa0b1"] {
+                    let layout = Layout { driver, runtime: Runtime::Containerd };
+                    assert_eq!(pod_uid(&layout.kubepods().join(layout.pod(qos, uid))), uid);
+                }
+            }
+        }
     }
 
     #[test]

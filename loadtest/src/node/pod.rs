@@ -1,11 +1,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
 use super::cgroup;
-use super::layout::{Qos, container_id, new_uid};
+use super::layout::{Qos, container_id, new_uid, pod_uid};
 use super::network::{Addresses, Wire};
 use super::{Place, Shared};
 
@@ -52,7 +53,6 @@ impl Default for PodSpec {
 /// A pod with one container. Its cgroup and its network end with it, and so do its processes.
 #[derive(Debug)]
 pub struct Pod {
-    uid: Box<str>,
     /// None with hostNetwork. Boxed, as of ten thousand pods nearly all have none.
     wire: Option<Box<Wire>>,
     /// Of its container.
@@ -62,12 +62,12 @@ pub struct Pod {
 
 impl Pod {
     /// `place` is that of its container, in a cgroup of the pod's own.
-    pub(super) fn new(uid: String, place: Place, wire: Option<Wire>, node: Arc<Shared>) -> Pod {
-        Pod { uid: uid.into(), wire: wire.map(Box::new), place, _node: node }
+    pub(super) fn new(place: Place, wire: Option<Wire>, node: Arc<Shared>) -> Pod {
+        Pod { wire: wire.map(Box::new), place, _node: node }
     }
 
-    pub fn uid(&self) -> &str {
-        &self.uid
+    pub fn uid(&self) -> String {
+        pod_uid(&self.own_cgroup())
     }
 
     pub fn container_id(&self) -> String {
@@ -87,6 +87,13 @@ impl Pod {
     /// Its peers hear no more of it, not even that its connections end.
     pub fn cut_off(&self) -> Result<()> {
         self.wire()?.cut()
+    }
+
+    /// Above that of its container.
+    fn own_cgroup(&self) -> PathBuf {
+        let mut path = self.place.cgroup();
+        path.pop();
+        path
     }
 
     fn wire(&self) -> Result<&Wire> {
@@ -111,9 +118,7 @@ impl Drop for Pod {
     fn drop(&mut self) {
         // The network first, as the kubelet does it.
         drop(self.wire.take());
-        if let Some(own) = self.place.cgroup().parent() {
-            cgroup::remove_or_tell(own);
-        }
+        cgroup::remove_or_tell(&self.own_cgroup());
     }
 }
 
