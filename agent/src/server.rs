@@ -74,7 +74,7 @@ pub fn listen(
     TcpListener::from_std(socket.into())
 }
 
-/// Serves on these ports, as soon as each is held, until `cancel`led; then stops accepting and gives what is running `grace` to finish.
+/// Serves on these ports, as soon as each is held, until `cancel`led; then takes who is waiting already, and gives what is running `grace` to finish.
 pub async fn serve(
     ports: Vec<Port>,
     service: Arc<Service>,
@@ -166,7 +166,13 @@ async fn accept(
     // Only where the listener takes all addresses has each connection to be asked for its own.
     let bound = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());
     let mut cancelled = pin!(cancel.cancelled());
-    while !cancel.is_cancelled() {
+    // Who has connected and asked before the end is answered, as closing the listener would reset it. But nobody puts the end off by
+    // connecting on and on.
+    let mut late = 0..BACKLOG;
+    loop {
+        if cancel.is_cancelled() && late.next().is_none() {
+            break;
+        }
         let accepted = tokio::select! {
             // The other way round each connection would pay for an entry among those that wait for the end.
             biased;
@@ -180,7 +186,9 @@ async fn accept(
                 // Mostly the peer's doing (ECONNABORTED); with no descriptor left a pause lets some go.
                 if error.kind() != ErrorKind::ConnectionAborted {
                     service.logged.accept_failed(&error, now);
-                    sleep(ACCEPT_PAUSE).await;
+                    if cancel.run_until_cancelled(sleep(ACCEPT_PAUSE)).await.is_none() {
+                        break;
+                    }
                 }
                 continue;
             }

@@ -82,18 +82,18 @@ impl Node {
 
     #[expect(clippy::needless_pass_by_value, reason = "a spec is made where it is given, for one pod")]
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
-        let cgroup = self.kubepods.join(self.layout.pod(spec.qos, &spec.uid));
+        let cgroup = self.layout.pod(spec.qos, &spec.uid);
         let made = self.make_pod(&cgroup, &spec);
         if made.is_err() {
-            cgroup::remove_or_tell(&cgroup);
+            cgroup::remove_or_tell(&self.kubepods.join(cgroup));
         }
         made
     }
 
+    /// `cgroup` is below `kubepods`.
     fn make_pod(&self, cgroup: &Path, spec: &PodSpec) -> Result<Pod> {
         let container = cgroup.join(self.layout.container(&layout::new_container_id()));
-        let below = container.strip_prefix(&self.kubepods).context("a pod's cgroup is below kubepods")?;
-        cgroup::make_threaded(&self.kubepods, below)
+        cgroup::make_threaded(&self.kubepods, &container)
             .with_context(|| format!("the cgroup of pod {}", spec.uid))?;
         let (namespace, wire) = if spec.host_network {
             (Arc::clone(&self.shared.namespace), None)
@@ -104,7 +104,7 @@ impl Node {
                 .with_context(|| format!("the network of pod {}", spec.uid))?;
             (namespace, Some(wire))
         };
-        let place = Place::new(&container, namespace)?;
+        let place = Place::new(&self.kubepods.join(container), namespace)?;
         Ok(Pod::new(place, wire, Arc::clone(&self.shared)))
     }
 

@@ -27,10 +27,10 @@ pub(crate) struct Binaries {
     pub(crate) eks_auth_calls: PathBuf,
 }
 
-/// All of them whatever is wanted, so that cargo compiles their dependencies with one set of features; and without those of tests.
+/// All of them whatever is wanted, so that cargo compiles their dependencies with one set of features.
 const PACKAGES: [&str; 3] = ["podcred", "loadtest", "sdk-rust"];
 
-/// As the image has podcred, which is what runs on nodes. The load harness is smaller so, and can be copied into any container.
+/// Linked as podcred is in the image, which is what runs on nodes. The load harness is smaller so, and can be copied into any container.
 pub(crate) async fn static_binaries() -> Result<Binaries> {
     let built = binary::build(Arch::here()?, &PACKAGES).await?.map_err(Error::msg)?;
     Ok(Binaries::of(|program| built.program(program)))
@@ -44,6 +44,7 @@ pub(crate) async fn binaries(profile: Profile) -> Result<Binaries> {
     step(&format!("Building podcred and what it is tried with (cargo, profile {name})"));
     let clock = Stopwatch::start();
     let status = cargo()
+        // Without the features of tests.
         .args(["build", "--bins", "--profile", name])
         .args(PACKAGES.iter().flat_map(|package| ["-p", *package]))
         .kill_on_drop(true)

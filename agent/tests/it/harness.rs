@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use loadtest::eks::{Config, Minted, PodToken, SimulatedEks};
 use reqwest::header::AUTHORIZATION;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 pub(crate) const ROLE: &str = "arn:aws:iam::111122223333:role/app";
@@ -261,8 +262,11 @@ impl Agent {
     }
 
     pub(crate) fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the agent runs");
+        self.signal(Signal::TERM);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the agent runs");
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

@@ -1,11 +1,12 @@
 //! What an operator does and sees: probes, metrics, logs, flush, signals.
 
 use std::io::ErrorKind::WouldBlock;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use loadtest::eks::{Config, Outage, PodToken, SimulatedEks};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{Agent, BROKEN, Node, registered_metrics, until};
@@ -20,6 +21,39 @@ async fn sigterm_drains_and_exits_0() {
     until(async || node.eks.counts().in_flight + node.eks.counts().total > 0).await;
     node.agent.terminate();
     assert_eq!(running.await.expect("no panic").status, 200, "what was running is finished");
+    assert_eq!(node.agent.wait().code(), Some(0));
+}
+
+/// Its successor has the port a moment later; these would have been reset.
+#[tokio::test]
+async fn who_had_asked_before_sigterm_is_answered() {
+    const CLIENTS: usize = 300;
+    let mut node = Node::start(&[]).await;
+    let token = node.pod("p").token;
+    // From now on from the cache: EKS Auth answers nobody while this thread waits.
+    node.ask(&token).await.key();
+    let request = format!(
+        "GET /v1/credentials HTTP/1.1\r\nhost: {}\r\nauthorization: {token}\r\n\r\n",
+        node.agent.credentials
+    );
+    // While the agent stands still, the kernel connects them and takes what they ask.
+    node.agent.signal(Signal::STOP);
+    let clients: Vec<TcpStream> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = TcpStream::connect(node.agent.credentials).expect("connects");
+            client.write_all(request.as_bytes()).expect("writes");
+            client.set_read_timeout(Some(BROKEN)).expect("a timeout");
+            client
+        })
+        .collect();
+    node.agent.terminate();
+    node.agent.signal(Signal::CONT);
+    let answered = clients.into_iter().filter_map(|mut client| {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(())
+    });
+    assert_eq!(answered.count(), CLIENTS);
     assert_eq!(node.agent.wait().code(), Some(0));
 }
 

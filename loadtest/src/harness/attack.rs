@@ -35,7 +35,7 @@ pub(super) async fn attack(world: &Arc<World>, report: &Path) -> Result<()> {
         let world = Arc::clone(&life);
         Box::pin(async move {
             let number = user.weighted_users_index;
-            // What it needed to start, of which each user has a copy.
+            // What goose needed to start with, of which each user has a copy.
             user.config.report_file = Vec::new();
             user.config.increase_rate = None;
             if number == CLERK {

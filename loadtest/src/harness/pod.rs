@@ -199,8 +199,8 @@ impl<'a> Sdk<'a> {
         let (world, pod) = (self.world, self.visit.pod);
         let mut requests = 0;
         let outcome = {
-            let attempts = pin!(timeout_at(last, self.attempts(&mut requests)));
-            world.over.run_until_cancelled(attempts).await.and_then(Result::ok)
+            let attempts = timeout_at(last, self.attempts(&mut requests));
+            world.unless_over(attempts).await.and_then(Result::ok)
         };
         if outcome.is_none() && world.is_stopped() {
             return None;

@@ -146,10 +146,10 @@ impl<F: Future> Future for UnlessOver<'_, F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<F::Output>> {
         let this = self.project();
-        match this.wanted.poll(context) {
-            Poll::Ready(had) => Poll::Ready(Some(had)),
-            Poll::Pending => this.over.poll(context).map(|()| None),
+        if this.over.poll(context).is_ready() {
+            return Poll::Ready(None);
         }
+        this.wanted.poll(context).map(Some)
     }
 }
 

@@ -24,11 +24,6 @@ impl PodSpec {
         PodSpec { uid: new_uid(), qos, host_network: false, addresses: None }
     }
 
-    /// As a token names the pod, or the 32 hexadecimal digits of a static pod.
-    pub fn uid(self, uid: impl Into<String>) -> PodSpec {
-        PodSpec { uid: uid.into(), ..self }
-    }
-
     /// Given or made up.
     pub fn own_uid(&self) -> &str {
         &self.uid

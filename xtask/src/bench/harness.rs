@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use tokio::process::Command;
 
 use super::CLIENTS;
 use super::ground::{Ground, Tokens};
@@ -109,7 +110,7 @@ async fn one_harness(binaries: &Binaries, tokens: &Path, url: &str) -> Result<f6
 pub(crate) async fn memory(binaries: &Binaries) -> Result<Row> {
     step(&format!("The harness with {MANY_PODS} pods"));
     let output = tempfile::tempdir()?;
-    let mut command = Place::Host.command(&binaries.loadtest.display().to_string());
+    let mut command = Command::new(&binaries.loadtest);
     command
         .args(["rollout", "--pods", &MANY_PODS.to_string(), "--expect", "failed=0", "--binary"])
         .arg(&binaries.agent)

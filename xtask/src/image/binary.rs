@@ -29,26 +29,19 @@ impl Built {
 pub(crate) async fn build(arch: Arch, packages: &[&str]) -> Result<Result<Built, String>> {
     let triple = format!("{}-unknown-linux-gnu", arch.cpu());
     let mut command = cargo();
-    let mut compiler = "cc".to_owned();
     if !arch.is_here() {
         if let Some(reason) = setup::cross_compiler(arch.cpu()).await? {
             return Ok(Err(reason));
         }
         let tool = |name: &str| format!("{}-linux-gnu-{name}", arch.cpu());
         let snake = triple.replace('-', "_");
-        compiler = tool("gcc");
         command
-            .env(format!("CARGO_TARGET_{}_LINKER", snake.to_uppercase()), &compiler)
-            .env(format!("CC_{snake}"), &compiler)
+            .env(format!("CARGO_TARGET_{}_LINKER", snake.to_uppercase()), tool("gcc"))
+            .env(format!("CC_{snake}"), tool("gcc"))
             .env(format!("AR_{snake}"), tool("ar"));
-    }
-    // It answers with a path, or with the name alone.
-    let libc = quietly(&compiler, Command::new(&compiler).arg("-print-file-name=libc.a")).await?;
-    if !Path::new(libc.trim()).is_absolute() {
-        return Ok(Err(format!(
-            "{compiler} has no static C library to link for {}: install glibc-static (Fedora, Amazon Linux) or libc6-dev (Debian)",
-            arch.name()
-        )));
+    } else if !has_static_libc().await? {
+        return Ok(Err("there is no static C library to link with: install libc6-dev (Debian) or glibc-static (Fedora, Amazon Linux)"
+            .to_owned()));
     }
     step(&format!(
         "Building {} for {}, statically linked (cargo, profile release; minutes)",
@@ -82,4 +75,10 @@ pub(crate) async fn build(arch: Arch, packages: &[&str]) -> Result<Result<Built,
     }
     step(&format!("Built in {:.0} s", clock.elapsed().as_secs_f32()));
     Ok(Ok(Built { folder: folder.join(&triple).join("release"), triple }))
+}
+
+async fn has_static_libc() -> Result<bool> {
+    // It answers with a path, or with the name alone.
+    let found = quietly("the C compiler", Command::new("cc").arg("-print-file-name=libc.a")).await?;
+    Ok(Path::new(found.trim()).is_absolute())
 }

@@ -23,7 +23,9 @@ fn is_whole(scenario: Scenario, plan: &Plan) {
     assert!(!plan.visits.is_empty() && !scenario.question().is_empty(), "{name}");
     plan.eks.check().unwrap();
     for visit in &plan.visits {
-        assert!(plan.groups_of(visit).iter().all(|group| *group < plan.groups.len()), "{name}: {visit:?}");
+        let groups = plan.groups_of(visit);
+        assert!(!groups.is_empty(), "{name}: {visit:?}");
+        assert!(groups.iter().all(|group| *group < plan.groups.len()), "{name}: {visit:?}");
         assert!(visit.role < plan.roles && visit.thief_of != Some(visit.pod), "{name}: {visit:?}");
         assert!(visit.start < visit.end && visit.end <= plan.duration, "{name}: {visit:?}");
     }
