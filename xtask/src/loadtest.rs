@@ -34,7 +34,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Counts> {
     let scenario = arguments.scenario.name();
     let folder = target().join(format!("loadtest/{scenario}-{}", time.trim()));
     let mut command = std::process::Command::new(&binaries.loadtest);
-    command.env(ONE_ARENA.0, ONE_ARENA.1);
+    command.envs([ONE_ARENA]);
     command.arg(&scenario).arg("--output").arg(folder).arg("--binary").arg(&binaries.agent);
     Err(command.args(&arguments.flags).stdin(Stdio::null()).exec()).context("the load harness")
 }

@@ -100,7 +100,7 @@ async fn one_harness(binaries: &Binaries, tokens: &Path, url: &str) -> Result<f6
         .arg(tokens)
         .arg("--output")
         .arg(output.path())
-        .env(ONE_ARENA.0, ONE_ARENA.1)
+        .envs([ONE_ARENA])
         .stdin(Stdio::null());
     let cpu = wrk::children(&quietly("the load harness", &mut command).await?)?;
     Ok(cpu.as_secs_f64() * 1e6 / Report::of(output.path()).await?.attempts as f64)
@@ -116,7 +116,7 @@ pub(crate) async fn memory(binaries: &Binaries) -> Result<Row> {
         .arg(&binaries.agent)
         .arg("--output")
         .arg(output.path())
-        .env(ONE_ARENA.0, ONE_ARENA.1);
+        .envs([ONE_ARENA]);
     quietly("the load harness", &mut command).await?;
     let peak = Report::of(output.path()).await?.harness_peak_rss_bytes as f64 / 1e6;
     Ok(Row {
