@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use loadtest::eks::{Config, Outage, PodToken, SimulatedEks};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::harness::{Agent, BROKEN, Node, registered_metrics, until};
@@ -169,8 +169,7 @@ fn a_start_that_waits_for_its_region_ends_by_sigterm() {
         .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://{}", imds.local_addr().expect("bound")));
     let mut agent = agent.stderr(Stdio::null()).spawn().expect("the binary runs");
     let _unanswered = imds.accept().expect("it asks for its region");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), rustix::process::Signal::TERM)
-        .expect("it runs");
+    kill_process(Pid::from_child(&agent), Signal::TERM).expect("it runs");
     // Without the region, which it would have given up to find some seconds later, it were an error.
     assert_eq!(agent.wait().expect("it was started here").code(), Some(0));
 }

@@ -198,10 +198,8 @@ impl<'a> Sdk<'a> {
     async fn retrieve(&mut self, last: Instant) -> Option<(u32, Result<SystemTime, Failed>)> {
         let (world, pod) = (self.world, self.visit.pod);
         let mut requests = 0;
-        let outcome = {
-            let attempts = timeout_at(last, self.attempts(&mut requests));
-            world.unless_over(attempts).await.and_then(Result::ok)
-        };
+        let attempts = timeout_at(last, self.attempts(&mut requests));
+        let outcome = world.unless_over(attempts).await.and_then(Result::ok);
         if outcome.is_none() && world.is_stopped() {
             return None;
         }

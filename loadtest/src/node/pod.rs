@@ -24,7 +24,7 @@ impl PodSpec {
         PodSpec { uid: new_uid(), qos, host_network: false, addresses: None }
     }
 
-    /// Given or made up.
+    /// Made up, as a token names the pod.
     pub fn own_uid(&self) -> &str {
         &self.uid
     }
